@@ -1,0 +1,38 @@
+"""The group family as a table: each algorithm is one line. `docs/algorithms/grpo.md` prints it."""
+
+from torch import Tensor
+
+from gradhat.algorithms.grpo import Counts, Row, Settings
+from gradhat.estimators import group, kl, ratios
+from gradhat.losses import reduce, surrogate
+
+
+def _plain(log_ratio: Tensor, adv: Tensor, _settings: Settings) -> Tensor:
+    return surrogate.reinforce(log_ratio, adv)
+
+
+def _clipped(log_ratio: Tensor, adv: Tensor, settings: Settings) -> Tensor:
+    return surrogate.clipped(log_ratio, adv, low=settings.clip_low, high=settings.clip_high)
+
+
+def _trajectory(mask: Tensor, counts: Counts) -> Tensor:
+    return reduce.per_trajectory(mask, num_trajectories=counts.num_trajectories)
+
+
+def _sequence(mask: Tensor, counts: Counts) -> Tensor:
+    return reduce.per_sequence(mask, num_sequences=counts.num_trajectories)
+
+
+def _constant(mask: Tensor, counts: Counts) -> Tensor:
+    return reduce.constant(mask, num_sequences=counts.num_trajectories, length=counts.length)
+
+
+# fmt: off
+FAMILY = {
+    #                baseline             scale            ratio             surrogate  reduce       KL in reward, in loss
+    "reinforce": Row(group.none,          group.no_scale,  ratios.on_policy, _plain,    _trajectory, None,   None),
+    "rloo":      Row(group.leave_one_out, group.no_scale,  ratios.on_policy, _plain,    _trajectory, kl.k1,  None),
+    "grpo":      Row(group.group_mean,    group.group_std, ratios.token,     _clipped,  _sequence,   None,   kl.k3),
+    "dr_grpo":   Row(group.group_mean,    group.no_scale,  ratios.token,     _clipped,  _constant,   None,   None),
+}
+# fmt: on

@@ -1,0 +1,59 @@
+"""Command-line flags from a dataclass: names, types and defaults are its fields, the help is their docstrings."""
+
+import difflib
+from dataclasses import fields, is_dataclass
+from typing import TypeVar
+
+from gradhat.errors import ConfigError
+
+F = TypeVar("F")
+
+
+def parse(default: F, argv: list[str], *, prog: str, description: str) -> F:
+    """Return `default` with the flags of `argv` applied. A dataclass inside it gives flags of its own.
+
+    ConfigError for a flag that no field has, listing the known ones. A value of the wrong type ends the command with
+    exit code 2 and says which.
+    """
+    import tyro
+
+    flags, rest = tyro.cli(
+        type(default),
+        prog=prog,
+        description=description,
+        args=argv,
+        default=default,
+        return_unknown_args=True,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    if rest:
+        known = names(default)
+        wrong = next((word for word in rest if word.startswith("--")), rest[0])
+        raise ConfigError(
+            f"{prog} {wrong}: no such {'flag' if wrong.startswith('-') else 'argument'}.{near(wrong, known)} "
+            f"Known flags: {' '.join(known)}."
+        )
+    return flags
+
+
+def names(flags: object) -> list[str]:
+    """Return the flags that the fields of a dataclass make, those of dataclasses inside it included."""
+    found: list[str] = []
+    assert is_dataclass(flags)
+    for field in fields(flags):
+        value = getattr(flags, field.name)
+        found += names(value) if is_dataclass(value) else [f"--{field.name.replace('_', '-')}"]
+    return found
+
+
+def target(argv: list[str], what: str, usage: str) -> tuple[str, list[str]]:
+    """Split the leading positional argument from the flags. ConfigError when there is none."""
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError(f"{usage}: found no {what}. Name it first, then the flags.")
+    return argv[0], argv[1:]
+
+
+def near(name: str, known: list[str]) -> str:
+    """Return " Did you mean X?" for the known names most like `name`, or nothing."""
+    matches = difflib.get_close_matches(name, known, n=3)
+    return f" Did you mean {' or '.join(matches)}?" if matches else ""

@@ -1,0 +1,69 @@
+"""The command line: `gradhat <verb> ...`. A verb's module is imported when the verb is called, so `--help` stays fast."""
+
+import sys
+from importlib import import_module
+
+from gradhat.cli.flags import near
+from gradhat.errors import ConfigError, GradhatError
+
+VERBS = {
+    "train": ("gradhat.cli.train", "train a model on a task, from a recipe or from flags"),
+    "recipes": ("gradhat.cli.recipes", "list the recipes"),
+    "eval": ("gradhat.cli.eval", "measure a run or a model on held-out questions"),
+    "chat": ("gradhat.cli.chat", "talk to a run or a model"),
+    "play": ("gradhat.cli.play", "answer a task's questions yourself"),
+}
+"""Verb: module with `main(argv)`, and one line for the help."""
+
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 for an error, 2 for a wrong command, 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(argv)
+    except GradhatError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"gradhat {version('gradhat')}")
+        return 0
+    if argv[0] not in VERBS:
+        raise ConfigError(
+            f"gradhat {argv[0]}: no such command.{near(argv[0], list(VERBS))} Known: {', '.join(VERBS)}."
+        )
+    return import_module(VERBS[argv[0]][0]).main(argv[1:]) or 0
+
+
+def usage() -> str:
+    """Return what `gradhat --help` prints."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {line}" for verb, (_, line) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: gradhat COMMAND ...",
+            "",
+            "Reinforcement learning on language models, from the policy gradient up.",
+            "",
+            *lines,
+            "",
+            "gradhat COMMAND --help says more about each.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""`gradhat train`: from a recipe, from flags alone, or on from where a run stopped."""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gradhat.cli import recipes
+from gradhat.cli.flags import parse
+from gradhat.errors import ConfigError, RunError
+from gradhat.training.config import TrainConfig, check, differences, to_json
+from gradhat.training.run_folder import RunFolder
+
+DESCRIPTION = """gradhat train RECIPE [FLAGS]: run a recipe, with the settings that flags give instead of its own.
+gradhat train --task my_task.py:MyTask [FLAGS]: train on a task of your own.
+gradhat train --resume RUN: go on with a run that was stopped, or with --num-steps MORE a finished one."""
+
+EXTENDABLE = {"num_steps"}
+"""Settings a resumed run may change: what was done so far would have been the same."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to train and where."""
+
+    config: TrainConfig
+    out: Path | None = None
+    """The run folder to make. None makes runs/NAME-DATE-TIME."""
+    resume: Path | None = None
+    """The folder of a run to go on with, to the bit."""
+    dry_run: bool = False
+    """Print the resolved config as JSON and stop."""
+
+
+def main(argv: list[str]) -> int:
+    """Train, and return the exit code: 0 when finished, 130 when Ctrl-C stopped it."""
+    recipe, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+    launch = _parse(Launch(recipes.get(recipe) if recipe else TrainConfig()), recipe, flags)
+    if launch.resume is not None and recipe is None:
+        launch = _parse(Launch(RunFolder(launch.resume).config()), recipe, flags)
+    launch = replace(launch, config=_absolute(launch.config))
+    check(launch.config)
+    if launch.dry_run:
+        print(json.dumps(to_json(launch.config), indent=2))
+        return 0
+    return _run(launch, recipe or "run")
+
+
+def _parse(default: Launch, recipe: str | None, flags: list[str]) -> Launch:
+    return parse(default, flags, prog=f"gradhat train {recipe or ''}".rstrip(), description=DESCRIPTION)
+
+
+def _run(launch: Launch, name: str) -> int:
+    from gradhat.training import loop
+
+    if launch.resume is None:
+        out = launch.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run = RunFolder.create(out, launch.config)
+    else:
+        run = _resumed(launch, launch.resume)
+    return loop.train(run, launch.config)
+
+
+def _resumed(launch: Launch, path: Path) -> RunFolder:
+    """Open the run to go on with. RunError names the settings that differ from those it was started with."""
+    if launch.out is not None:
+        raise ConfigError(
+            f"--resume {path} with --out {launch.out}: a resumed run stays in its folder. Drop --out."
+        )
+    run = RunFolder.open(path)
+    started = run.config()
+    changed = [name for name in differences(launch.config, started) if name not in EXTENDABLE]
+    if changed:
+        found = ", ".join(
+            f"{n} {getattr(started, n)!r} there, {getattr(launch.config, n)!r} here" for n in changed
+        )
+        raise RunError(
+            f"resume {path}: it was started with another config: {found}. Resume without these flags, or start a new run."
+        )
+    if launch.config != started:
+        run.write_json("config.json", to_json(launch.config))
+    return run
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """Return the config with task and model files named from the root, so that it can be launched from any folder."""
+    model = Path(config.model).expanduser()
+    return replace(
+        config,
+        task=_absolute_task(config.task),
+        curriculum=tuple(map(_absolute_task, config.curriculum)),
+        model=str(model.resolve()) if model.exists() else config.model,
+    )
+
+
+def _absolute_task(spec: str) -> str:
+    file, colon, name = spec.partition(".py:")
+    return f"{Path(file + '.py').expanduser().resolve()}:{name}" if colon else spec

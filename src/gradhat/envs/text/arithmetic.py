@@ -1,0 +1,79 @@
+"""Sums, differences and products: the smallest task on which a language model can be seen to learn.
+
+Difficulty is the number of terms and the number of digits. The answer is the last number of the completion.
+"""
+
+import random
+from dataclasses import dataclass
+from math import prod
+
+from gradhat.envs.text.task import Question
+from gradhat.envs.text.verify import same_number
+from gradhat.errors import TaskError
+from gradhat.trajectories import Verdict
+
+OPERATIONS = "+-*"
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Questions like "What is 3 + 4?". Each operand and each operation is drawn uniformly.
+
+    Products bind tighter than sums and differences, as in school: 2 + 3 * 4 is 14. A TaskError names a bad setting.
+    """
+
+    operations: str = OPERATIONS
+    """The signs to draw from, some of "+-*"."""
+    num_terms: int = 2
+    """Operands per question, at least 2."""
+    digits: int = 1
+    """Operands have at most this many digits."""
+    min_digits: int = 1
+    """Operands have at least this many digits; 0 counts as one digit."""
+    template: str = "What is {expression}?"
+    """The wording; `{expression}` is replaced."""
+
+    def __post_init__(self) -> None:
+        if not self.operations or set(self.operations) - set(OPERATIONS):
+            raise TaskError(f'arithmetic: operations={self.operations!r}: use one or more of "{OPERATIONS}".')
+        if self.num_terms < 2:
+            raise TaskError(f"arithmetic: num_terms={self.num_terms}: a question has at least 2 terms.")
+        if not 1 <= self.min_digits <= self.digits:
+            found = f"min_digits={self.min_digits}, digits={self.digits}"
+            raise TaskError(f"arithmetic: {found}: use 1 <= min_digits <= digits.")
+        if "{expression}" not in self.template:
+            raise TaskError(f"arithmetic: template={self.template!r}: write {{expression}} where the sum goes.")
+
+    @property
+    def num_questions(self) -> int:
+        """How many distinct questions there are: 300 for one digit, two terms and all three operations."""
+        signs = len(set(self.operations)) ** (self.num_terms - 1)
+        return signs * len(self._operands()) ** self.num_terms
+
+    def question(self, seed: int) -> Question:
+        """Return the question that `seed` names."""
+        rng = random.Random(seed)
+        operands = self._operands()
+        terms = [rng.choice(operands) for _ in range(self.num_terms)]
+        signs = [rng.choice(self.operations) for _ in range(self.num_terms - 1)]
+        expression = str(terms[0]) + "".join(f" {s} {t}" for s, t in zip(signs, terms[1:], strict=True))
+        return Question(self.template.replace("{expression}", expression), str(_value(terms, signs)))
+
+    def score(self, question: Question, completion: str) -> Verdict:
+        """Give 1 when the last number of `completion` is the answer, else 0."""
+        return same_number(completion, question.answer)
+
+    def _operands(self) -> range:
+        low = 0 if self.min_digits == 1 else 10 ** (self.min_digits - 1)
+        return range(low, 10**self.digits)
+
+
+def _value(terms: list[int], signs: list[str]) -> int:
+    """Return the value of terms[0] signs[0] terms[1] ..., products first: a sum of signed products."""
+    products: list[list[int]] = [[terms[0]]]
+    for sign, term in zip(signs, terms[1:], strict=True):
+        if sign == "*":
+            products[-1].append(term)
+        else:
+            products.append([term if sign == "+" else -term])
+    return sum(prod(factors) for factors in products)

@@ -1,0 +1,191 @@
+"""What a text task is, how its questions are split into train and held out, and how it is guarded.
+
+A task is two methods: `question(seed)` and `score(question, completion)`. Both may be a user's code, so everything
+else calls them through `ask` and `judge`, which turn a task that raises, hangs or answers nonsense into a TaskError.
+"""
+
+import math
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from types import FrameType
+from typing import Any, Literal, NamedTuple, Protocol
+
+from gradhat.envs.text.verify import shorten
+from gradhat.errors import TaskError
+from gradhat.trajectories import Verdict
+
+Split = Literal["train", "held_out"]
+
+HELD_OUT_SHARE = 5
+"""One question in five is held out."""
+MAX_DRAWS = 1000
+"""Questions tried before a split counts as empty."""
+TIME_LIMIT = 60.0
+"""Seconds that one call of `question` or `score` may take."""
+
+
+class Question(NamedTuple):
+    """One question. `answer` is the gold text, or "" where a task has none; `entry` is what a scorer needs besides."""
+
+    text: str
+    answer: str
+    entry: Any = None
+
+
+class Task(Protocol):
+    """A source of questions and a judge of completions."""
+
+    def question(self, seed: int) -> Question:
+        """Return the question that `seed` names: the same seed gives the same question, in every process."""
+        ...
+
+    def score(self, question: Question, completion: str) -> Verdict | float:
+        """Return the reward of `completion`, as a number or with its reasons as a Verdict."""
+        ...
+
+
+def held_out(question_text: str) -> bool:
+    """Return whether a question belongs to the held-out fifth. Depends on the text alone, not on seed or process."""
+    digest = blake2b(question_text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest) % HELD_OUT_SHARE == 0
+
+
+def draw(task: Task, split: Split, seed: int) -> Question:
+    """Return the question of `split` that `seed` names: the first in its split on a walk of derived seeds.
+
+    Raises TaskError when no question of the split is met in `MAX_DRAWS` tries.
+    """
+    for _, derived in zip(range(MAX_DRAWS), _derived_seeds(seed), strict=False):
+        question = ask(task, derived)
+        if held_out(question.text) == (split == "held_out"):
+            return question
+    raise TaskError(
+        f"{_name(task)}: a question of the split {split!r} was asked for, seed {seed}; "
+        f"none of {MAX_DRAWS} questions falls in it. Give the task more distinct questions."
+    )
+
+
+def held_out_set(task: Task, n: int, seed: int) -> list[Question]:
+    """Return up to `n` distinct held-out questions, in an order that `seed` fixes; all of them when there are fewer.
+
+    The search ends when draws bring nothing new for 100 × (found + 10) questions. When questions are equally likely
+    the chance that one more exists is then below 1e-6; rare questions of an uneven task can be missed.
+    """
+    found: dict[str, Question] = {}
+    idle = 0
+    seeds = _derived_seeds(seed)
+    while len(found) < n and idle < 100 * (len(found) + 10):
+        question = ask(task, next(seeds))
+        idle += 1
+        if held_out(question.text) and question.text not in found:
+            found[question.text] = question
+            idle = 0
+    return list(found.values())
+
+
+def _derived_seeds(seed: int) -> Iterator[int]:
+    """Yield the seeds that `seed` names. Seeds of neighbours do not overlap, and all fit in 31 bits for NumPy."""
+    rng = random.Random(seed)
+    while True:
+        yield rng.getrandbits(31)
+
+
+def ask(task: Task, seed: int, *, seconds: float = TIME_LIMIT) -> Question:
+    """Return `task.question(seed)`. Raises TaskError when it raises, takes over `seconds`, or is no Question.
+
+    The time limit holds in the main thread only: elsewhere Python cannot interrupt a call.
+    """
+    asked = f"{_name(task)}: question(seed={seed})"
+    with _guarded(asked, seconds):
+        found: object = task.question(seed)
+    if not isinstance(found, Question) or not isinstance(found.text, str) or not isinstance(found.answer, str):
+        raise TaskError(f"{asked} returned {shorten(repr(found))}. Return Question(text, answer), two strings.")
+    return found
+
+
+def judge(task: Task, question: Question, completion: str, *, seconds: float = TIME_LIMIT) -> Verdict:
+    """Return the verdict of `task.score`; a plain number (int, float, bool) becomes a Verdict.
+
+    Raises TaskError, with task, question and completion, when `score` raises, takes over `seconds`, or returns
+    something that is not a finite number or a Verdict with one. The time limit holds in the main thread only.
+    """
+    asked = f"{_name(task)}: score of {shorten(completion)!r} for {shorten(question.text)!r}"
+    with _guarded(asked, seconds):
+        found: object = task.score(question, completion)
+    verdict = found if isinstance(found, Verdict) else Verdict(_number(found), {}, "")
+    reward = _number(verdict.reward)
+    if not math.isfinite(reward):
+        raise TaskError(f"{asked} returned {shorten(repr(found))}. Return a finite number or a Verdict.")
+    return verdict._replace(reward=reward)
+
+
+def _number(found: object) -> float:
+    """Return a number as a float, and NaN for everything else."""
+    return float(found) if isinstance(found, int | float) else math.nan
+
+
+class _TimeUp(BaseException):
+    """Not an Exception, so that a task's own `except Exception` does not swallow it."""
+
+
+@contextmanager
+def _guarded(asked: str, seconds: float) -> Iterator[None]:
+    """Turn an exception or an overrun inside into a TaskError that begins with `asked`."""
+    try:
+        with _time_limit(seconds):
+            yield
+    except _TimeUp:
+        raise TaskError(f"{asked} took more than {seconds:g} s. Make it faster, or end it sooner.") from None
+    except TaskError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {shorten(str(error))}"
+        raise TaskError(f"{asked} raised {cause}. Fix the task; a wrong answer is a reward of 0.") from error
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise _TimeUp inside after `seconds`. Python runs signal handlers in the main thread only; elsewhere: no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise _TimeUp
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def check(task: Task, num_questions: int = 20) -> None:
+    """Let a task check itself on `num_questions` questions; raises TaskError naming the first that fails.
+
+    The same seed gives the same question, the gold answer (where there is one) scores 1, the empty completion scores
+    0, and every reward is finite.
+    """
+    for seed in range(num_questions):
+        question = ask(task, seed)
+        where = f"{_name(task)}: question {shorten(question.text)!r} (seed {seed})"
+        again = ask(task, seed)
+        if again[:2] != question[:2]:
+            raise TaskError(f"{where} is {shorten(again.text)!r} the second time. Draw from random.Random(seed) only.")
+        if question.answer:
+            gold = judge(task, question, question.answer)
+            if gold.reward != 1.0:
+                raise TaskError(f"{where}: its answer {shorten(question.answer)!r} scores {gold.reward:g}, not 1.")
+        empty = judge(task, question, "")
+        if empty.reward != 0.0:
+            raise TaskError(f"{where}: the empty completion scores {empty.reward:g}. Score it 0.")
+
+
+def _name(task: Task) -> str:
+    return f"task {type(task).__name__}"

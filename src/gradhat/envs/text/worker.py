@@ -1,0 +1,117 @@
+"""A separate process that answers JSON questions within a time limit: where untrusted text may be parsed.
+
+The process inherits no environment, no working folder and no terminal. Requests and replies are single lines of JSON,
+never pickles: whatever happens in the process, all it can send back is data.
+"""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 60.0
+"""Time to start the process and open it."""
+
+# A fixed hash seed, because some generators iterate over sets; one thread, because the trainer owns the cores.
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "PYTHONUTF8": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+class WorkerLost(Exception):
+    """The process died, ran out of time, or answered something that is not the reply. It starts afresh at next use."""
+
+
+class Worker:
+    """Runs `script` in a process of its own: started at first use, killed when it overruns, started again when needed.
+
+    `opening` is the first request after every start. The process ends with this object, or with this program.
+    """
+
+    def __init__(self, script: Path, opening: dict[str, Any]) -> None:
+        self._script = script
+        self._opening = opening
+        self._process: subprocess.Popen[bytes] | None = None
+        self._num_requests = 0
+
+    def start(self) -> dict[str, Any]:
+        """Start the process if it does not run; returns the reply to the opening ({} when it runs already)."""
+        if self._process is not None:
+            return {}
+        # -P: the script's own folder holds a `reasoning_gym.py` that must not shadow the package. -B: no bytecode.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-B", str(self._script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_ENVIRONMENT,
+            cwd=tempfile.gettempdir(),
+            start_new_session=True,  # Ctrl-C is for the trainer alone
+        )
+        weakref.finalize(self, _end, self._process)
+        return self._exchange(self._process, self._opening, START_SECONDS)
+
+    def call(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Return the reply to `request`. Raises WorkerLost when none comes within `seconds`."""
+        self.start()
+        assert self._process is not None
+        return self._exchange(self._process, {**request, "seconds": seconds}, seconds)
+
+    def stop(self) -> None:
+        """Kill the process if it runs."""
+        if self._process is not None:
+            _end(self._process)
+            self._process = None
+
+    def _exchange(self, process: subprocess.Popen[bytes], request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Send one line and read one line. On any exception, Ctrl-C included, no half-read reply survives."""
+        assert process.stdin is not None and process.stdout is not None
+        self._num_requests += 1
+        try:
+            process.stdin.write(json.dumps({**request, "id": self._num_requests}).encode() + b"\n")
+            process.stdin.flush()
+            reply = json.loads(_read_line(process.stdout.fileno(), seconds))
+            if not isinstance(reply, dict) or reply.pop("id", None) != self._num_requests:
+                raise WorkerLost("it answered something else")
+        except (BrokenPipeError, ValueError) as error:
+            self.stop()
+            raise WorkerLost("it broke off") from error
+        except BaseException:
+            self.stop()
+            raise
+        return reply
+
+
+def _read_line(descriptor: int, seconds: float) -> bytes:
+    """Return the next line of a pipe; raises WorkerLost after `seconds` or at the end of the pipe."""
+    deadline = time.monotonic() + seconds
+    line = b""
+    while not line.endswith(b"\n"):
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise WorkerLost(f"it took more than {seconds:g} s")
+        chunk = os.read(descriptor, 1 << 16)
+        if not chunk:
+            raise WorkerLost("it died")
+        line += chunk
+    return line
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and close its pipes."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):  # what was still unsent is for nobody
+                pipe.close()

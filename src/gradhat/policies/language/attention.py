@@ -1,0 +1,78 @@
+"""Attention over padded rows, and the way between a flat stream and padded rows.
+
+Shapes: `B` rows, `Q` queries, `L` keys, `H` query heads, `K` key-value heads, `D` head size, `N` tokens in the stream.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SHORT = 512
+"""Up to this many keys the scores fit in the cache, and plain products with their plain gradient are 7 times faster on a
+processor than the fused kernel's backward (benchmarks/RESULTS.md). Beyond it the fused kernel saves the memory."""
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) with grouped key-value heads.
+
+    `q` `[B, Q, H, D]`; `k`, `v` `[B, L, K, D]`; `seen` bool, broadcastable to `[B, Q, L]`. Returns `[B, Q, H, D]`.
+    The query heads of a key-value head become rows of one product, so keys are never repeated. Every query must see a key.
+    """
+    batch, queries, heads, size = q.shape
+    length, groups = k.shape[1], k.shape[2]
+    share = heads // groups
+    bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, -torch.inf)
+    if length > SHORT:
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias[:, None], enable_gqa=True
+        )
+        return out.transpose(1, 2)
+    rows = q.view(batch, queries, groups, share, size).permute(0, 2, 3, 1, 4)
+    rows = rows.reshape(batch * groups, share * queries, size) * size**-0.5
+    keys = k.transpose(1, 2).reshape(batch * groups, length, size)
+    values = v.transpose(1, 2).reshape(batch * groups, length, size)
+    scores = torch.bmm(rows, keys.transpose(1, 2)).view(batch, heads, queries, length) + bias[:, None]
+    weights = scores.softmax(-1).view(batch * groups, share * queries, length)
+    out = torch.bmm(weights, values).view(batch, groups, share, queries, size)
+    return out.permute(0, 3, 1, 2, 4).reshape(batch, queries, heads, size)
+
+
+class _Pad(torch.autograd.Function):
+    """Rows of a stream into their places. Each place has one row, so the gradient is a plain gather, not an accumulation."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, places: Tensor, num_places: int) -> Tensor:
+        ctx.save_for_backward(places)
+        return flat.new_zeros(num_places, *flat.shape[1:]).index_copy_(0, places, flat)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0].index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """The inverse of `_Pad`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.num_places = rows.shape[0]
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        grad = grads[0]
+        return grad.new_zeros(ctx.num_places, *grad.shape[1:]).index_copy_(0, ctx.saved_tensors[0], grad), None
+
+
+def pad(flat: Tensor, real: Tensor) -> Tensor:
+    """`[N, ...]` → `[B, L, ...]`: the stream in row-major order into the places where `real` (bool `[B, L]`) is true, zero elsewhere."""
+    places = real.flatten().nonzero()[:, 0]
+    return _Pad.apply(flat, places, real.numel()).view(*real.shape, *flat.shape[1:])
+
+
+def unpad(rows: Tensor, real: Tensor) -> Tensor:
+    """`[B, L, ...]` → `[N, ...]`: the inverse of `pad`."""
+    return _Unpad.apply(rows.flatten(0, 1), real.flatten().nonzero()[:, 0])

@@ -1,0 +1,95 @@
+"""Keys and values of what has been read, so that a new token costs one row.
+
+Slots `0 .. B − 1` are always the active ones: when a sequence ends, the last active slot moves into its place, and every
+product runs over exactly the active rows. Shapes: `B` active slots, `K` key-value heads, `D` head size.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gradhat.policies.language.transformer import Transformer, TransformerConfig
+from gradhat.policies.language.tree import plant
+
+
+PROMPTS_AT_ONCE = 16
+"""Prompts read in one forward: enough rows for full speed, few enough that long prompts fit in memory."""
+
+
+class Trunk(NamedTuple):
+    """A prompt that has been read: keys and values `[layers, 2, K, Lp, D]`, and the last hidden state `[hidden_size]`."""
+
+    store: Tensor
+    state: Tensor
+
+
+class KVCache:
+    """A fixed number of slots, each with room for `length` tokens."""
+
+    def __init__(self, config: TransformerConfig, num_slots: int, length: int, like: Tensor) -> None:
+        self.store = like.new_zeros(config.num_layers, 2, num_slots, config.num_kv_heads, length, config.head_dim)
+        """`[layers, 2, slots, K, length, D]`; the 2 are keys and values."""
+        self.lengths = torch.zeros(num_slots, dtype=torch.long)
+        """Tokens held by each slot; 0 where the slot is free."""
+        self.num_active = 0
+
+    def admit(self, trunk: Tensor, copies: int) -> None:
+        """Open `copies` slots that continue the same prompt. `trunk` is `[layers, 2, K, Lp, D]` from `read`."""
+        slots = slice(self.num_active, self.num_active + copies)
+        self.store[:, :, slots, :, : trunk.shape[3]] = trunk[:, :, None]
+        self.lengths[slots] = trunk.shape[3]
+        self.num_active += copies
+
+    def release(self, slot: int) -> None:
+        """Free a slot; the last active slot takes its place."""
+        last = self.num_active - 1
+        if slot != last:
+            used = int(self.lengths[last])
+            self.store[:, :, slot, :, :used] = self.store[:, :, last, :, :used]
+            self.lengths[slot] = used
+        self.lengths[last] = 0
+        self.num_active = last
+
+    def step(self, model: Transformer, tokens: Tensor) -> Tensor:
+        """Append one token (int64 `[B]`) to every active slot and return its hidden state `[B, hidden_size]`."""
+        rows = torch.arange(self.num_active)
+        positions = self.lengths[: self.num_active].clone()
+        self.lengths[: self.num_active] += 1
+        used = int(positions.max()) + 1
+        seen = torch.arange(used) <= positions[:, None]
+        bias = torch.zeros(seen.shape, dtype=self.store.dtype).masked_fill_(~seen, -torch.inf)[:, None, None]
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = self.store[layer, 0, : self.num_active], self.store[layer, 1, : self.num_active]
+            keys[rows, :, positions] = k
+            values[rows, :, positions] = v
+            # The query heads of one key-value head are rows of one product: keys are neither repeated nor copied.
+            grouped = q.view(len(q), k.shape[1], -1, q.shape[-1])
+            out = F.scaled_dot_product_attention(grouped, keys[:, :, :used], values[:, :, :used], attn_mask=bias)
+            return out.reshape(len(q), -1)
+
+        return model(tokens, positions, attend)
+
+
+def read(model: Transformer, prompts: list[list[int]]) -> list[Trunk]:
+    """Run prompts through the network once, several at a time."""
+    trunks: list[Trunk] = []
+    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+        trunks += _read(model, prompts[start : start + PROMPTS_AT_ONCE])
+    return trunks
+
+
+def _read(model: Transformer, prompts: list[list[int]]) -> list[Trunk]:
+    tree = plant(prompts, [], [])
+    kept: list[Tensor] = []
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        kept.append(torch.stack([k, v]))
+        return tree.attend(layer, q, k, v)
+
+    hidden = model(tree.tokens, tree.positions, attend)
+    lengths = [len(p) for p in prompts]
+    stores = torch.stack(kept).transpose(2, 3).split(lengths, dim=3)
+    return [Trunk(store, rows[-1]) for store, rows in zip(stores, hidden.split(lengths), strict=True)]

@@ -1,0 +1,75 @@
+"""A language model as a policy: states are token prefixes, actions are tokens."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradhat.policies.language.attention import pad
+from gradhat.policies.language.logprob import chunked_logp
+from gradhat.policies.language.transformer import Transformer
+from gradhat.policies.language.tree import plant
+from gradhat.policies.policy import Evaluation
+from gradhat.trajectories import Trajectories
+
+
+@dataclass(frozen=True)
+class LanguagePolicy:
+    """π_θ(token | prefix) = softmax(logits / temperature). `token_budget` bounds the tokens of one micro-batch."""
+
+    module: Transformer
+    temperature: float = 1.0
+    token_budget: int = 4096
+
+    def split(self, trajectories: Trajectories) -> Iterable[Trajectories]:
+        """Cut into micro-batches of at most `token_budget` tokens, prompts counted once; a group stays together if it fits.
+
+        A single trajectory over the budget is a micro-batch of its own.
+        """
+        lengths = _lengths(trajectories)
+        order = sorted(range(len(trajectories)), key=lambda i: int(trajectories.group[i]))
+        rows: list[int] = []
+        used = 0
+        for i in order:
+            prompt = 0 if rows and trajectories.group[rows[-1]] == trajectories.group[i] else len(trajectories.observations[i])
+            if rows and used + prompt + lengths[i] > self.token_budget:
+                yield trajectories.select(rows)
+                rows, used, prompt = [], 0, len(trajectories.observations[i])
+            rows.append(i)
+            used += prompt + lengths[i]
+        if rows:
+            yield trajectories.select(rows)
+
+    def evaluate(self, trajectories: Trajectories) -> Evaluation:
+        """One forward with each prompt once. Only the states in which the policy acted meet the head."""
+        prompts: dict[tuple[int, ...], int] = {}
+        owner = [prompts.setdefault(tuple(o), len(prompts)) for o in trajectories.observations]
+        lengths = _lengths(trajectories)
+        actions = trajectories.actions.tolist()
+        # The last action has no successor to predict, so it is not an input.
+        tree = plant(list(prompts), [actions[i][: max(0, n - 1)] for i, n in enumerate(lengths)], owner)
+        hidden = self.module(tree.tokens, tree.positions, tree.attend)
+        length = trajectories.actions.shape[1]
+        before = _states_before(tree.last_trunk_token(), tree.branch, tree.num_trunk_tokens, length)
+        acted = trajectories.mask
+        logp, entropy = chunked_logp(
+            hidden.index_select(0, before[acted]), self.module.head_weight, trajectories.actions[acted], temperature=self.temperature
+        )
+        return Evaluation(pad(logp, acted), pad(entropy, acted), None)
+
+
+def _lengths(trajectories: Trajectories) -> list[int]:
+    """Tokens after the prompt in each trajectory, up to the last one of the policy's own."""
+    steps = torch.arange(1, trajectories.mask.shape[1] + 1)
+    return [int(n) for n in (trajectories.mask * steps).amax(-1)]
+
+
+def _states_before(last_trunk: Tensor, branch: Tensor, num_trunk_tokens: int, length: int) -> Tensor:
+    """Stream index of the token after which action t is taken, int64 `[C, T]`: the trunk's end, then the branch's tokens."""
+    index = torch.zeros(branch.shape[0], length, dtype=torch.long)
+    index[:, 0] = last_trunk
+    real = torch.zeros(branch.shape[0], length - 1, dtype=torch.bool)
+    real[:, : branch.shape[1]] = branch
+    index[:, 1:][real] = num_trunk_tokens + torch.arange(int(branch.sum()))
+    return index

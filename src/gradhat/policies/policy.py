@@ -1,0 +1,33 @@
+"""What every policy offers, tabular or network or language model."""
+
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from gradhat.trajectories import Trajectories
+
+
+class Evaluation(NamedTuple):
+    """The policy's view of trajectories, with gradient. All `[B, T]`; values are None for a policy without a critic."""
+
+    logp: Tensor
+    entropy: Tensor
+    values: Tensor | None
+
+
+class Policy(Protocol):
+    """A distribution over actions given observations."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The parameters θ."""
+        ...
+
+    def split(self, trajectories: Trajectories) -> Iterable[Trajectories]:
+        """Cut a batch into micro-batches that fit in memory. Every trajectory is in exactly one."""
+        ...
+
+    def evaluate(self, trajectories: Trajectories) -> Evaluation:
+        """Log-probability and entropy of each action under the present weights, with gradient."""
+        ...

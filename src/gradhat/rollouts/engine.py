@@ -1,0 +1,218 @@
+"""The decode engine: many completions at once, each prompt read once, every finished sequence replaced at once.
+
+`step` is the whole of it: admit what fits, draw a token for every active slot, let the finished go, run the network once.
+Every request has its own stream of uniform numbers, from (seed, prompt, occurrence, sample), so a sample depends neither on
+the number of slots nor on its neighbours, up to the rounding of the network: exact in float32 except where a uniform number
+falls within that rounding (1e-6) of a boundary; in bfloat16 that is 1e-2, and a few samples in a hundred may differ.
+"""
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from gradhat.errors import ConfigError, ModelError
+from gradhat.policies.language.cache import KVCache, Trunk, read
+from gradhat.policies.language.chat import Chat
+from gradhat.policies.language.transformer import Transformer
+from gradhat.rollouts.sampling import draw, greedy
+
+Stop = Literal["end", "string", "length"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How to sample and when to stop."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop_strings: tuple[str, ...] = ()
+    """A completion ends with the token that completes one of these; the text is cut before it, the tokens are kept."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            "top_k": (self.top_k >= 0, "0 (all tokens) or more"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+            "min_p": (0 <= self.min_p < 1, "in [0, 1)"),
+        }
+        for name, (good, wanted) in ranges.items():
+            if not good:
+                raise ConfigError(f"{name}={getattr(self, name)}: found a value out of range. Use a value {wanted}.")
+
+
+class Completion(NamedTuple):
+    """What was sampled. `logp` is that of the distribution really sampled; `stop` says why it ended."""
+
+    tokens: tuple[int, ...]
+    logp: tuple[float, ...]
+    stop: Stop
+    text: str
+
+
+class Sampler(Protocol):
+    """Anything that completes prompts."""
+
+    def sample(self, prompts: Sequence[Sequence[int]], n: int, limits: Limits) -> list[list[Completion]]:
+        """Return `n` completions of each prompt, in order."""
+        ...
+
+
+@dataclass
+class _Request:
+    prompt: int
+    sample: int
+    uniforms: np.ndarray[tuple[int], np.dtype[np.float64]]
+    tokens: list[int] = field(default_factory=list[int])
+    logp: list[float] = field(default_factory=list[float])
+
+
+class Engine:
+    """Samples from the present weights of `model`."""
+
+    def __init__(self, model: Transformer, chat: Chat, *, num_slots: int = 64) -> None:
+        if num_slots < 1:
+            raise ConfigError(f"num_slots={num_slots}: the engine needs a slot to decode in. Use num_slots of at least 1.")
+        self.model = model
+        self.chat = chat
+        self.num_slots = num_slots
+
+    @torch.inference_mode()
+    def sample(self, prompts: Sequence[Sequence[int]], n: int, limits: Limits) -> list[list[Completion]]:
+        """Return `n` completions of each prompt (token ids), in order.
+
+        Raises ModelError when a prompt is empty, or when it and its completion do not fit into the model's context.
+        """
+        room = self.model.config.max_positions
+        longest = max(map(len, prompts), default=0)
+        if longest + limits.max_new_tokens > room:
+            raise ModelError(
+                f"A prompt of {longest} tokens and max_new_tokens={limits.max_new_tokens} were asked for, but the model's "
+                f"context holds {room} tokens. Shorten the prompt or lower max_new_tokens."
+            )
+        if not all(prompts):
+            raise ModelError("An empty prompt was asked for: the first token needs a state. Give at least one token.")
+        batch = _Batch(self.model, self.chat, [list(p) for p in prompts], n, limits, self.num_slots)
+        while batch.step():
+            pass
+        return [[batch.finished[prompt, sample] for sample in range(n)] for prompt in range(len(prompts))]
+
+
+class _Batch:
+    """One call of `sample`: what waits, what is being decoded, what has finished."""
+
+    def __init__(
+        self, model: Transformer, chat: Chat, prompts: list[list[int]], n: int, limits: Limits, num_slots: int
+    ) -> None:
+        self.model, self.chat, self.prompts, self.limits = model, chat, prompts, limits
+        self.waiting = deque(_requests(prompts, n, limits))
+        self.active: list[_Request] = []
+        self.finished: dict[tuple[int, int], Completion] = {}
+        self.trunks: dict[int, Trunk] = {}
+        self.slots = min(num_slots, len(self.waiting))
+        length = max(map(len, prompts), default=0) + limits.max_new_tokens
+        like = model.embed.weight
+        self.cache = KVCache(model.config, self.slots, length, like)
+        self.hidden = like.new_zeros(0, model.config.hidden_size)
+        """`[B, hidden_size]`: the state from which each active slot's next token is drawn."""
+
+    def step(self) -> bool:
+        """Decode one token for every active slot. False when nothing is left."""
+        self._admit()
+        if not self.active:
+            return False
+        tokens = self._draw()
+        self._release(tokens)
+        if self.active:
+            self.hidden = self.cache.step(self.model, torch.tensor(tokens))
+        return True
+
+    def _admit(self) -> None:
+        """Fill the free slots from the queue; a prompt is read when its first sample comes, and forgotten after its last."""
+        free = self.slots - len(self.active)
+        admitted = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+        copies = Counter(r.prompt for r in admitted)
+        unread = [p for p in copies if p not in self.trunks]
+        self.trunks.update(zip(unread, read(self.model, [self.prompts[p] for p in unread]), strict=True))
+        states = [self.hidden[: len(self.active)]]
+        for prompt, count in copies.items():
+            self.cache.admit(self.trunks[prompt].store, count)
+            states.append(self.trunks[prompt].state.expand(count, -1))
+        if admitted:
+            self.hidden = torch.cat(states)
+            self.active += admitted
+            coming = {r.prompt for r in self.waiting}
+            self.trunks = {p: trunk for p, trunk in self.trunks.items() if p in coming}
+
+    def _draw(self) -> list[int]:
+        logits = F.linear(self.hidden, self.model.head_weight)
+        limits = self.limits
+        if limits.temperature == 0:
+            drawn = greedy(logits)
+        else:
+            uniforms = torch.tensor([r.uniforms[len(r.tokens)] for r in self.active], dtype=torch.float64)
+            drawn = draw(
+                logits,
+                uniforms,
+                temperature=limits.temperature,
+                top_k=limits.top_k,
+                top_p=limits.top_p,
+                min_p=limits.min_p,
+            )
+        tokens: list[int] = drawn.tokens.tolist()
+        for request, token, logp in zip(self.active, tokens, drawn.logp.tolist(), strict=True):
+            request.tokens.append(token)
+            request.logp.append(logp)
+        return tokens
+
+    def _release(self, tokens: list[int]) -> None:
+        """Let finished requests go. The last slot takes a freed slot's place, here as in the cache."""
+        for slot in reversed(range(len(self.active))):
+            request = self.active[slot]
+            completion = self._completed(request)
+            if completion is None:
+                continue
+            self.finished[request.prompt, request.sample] = completion
+            self.cache.release(slot)
+            for column in (self.active, tokens):
+                column[slot] = column[-1]
+                column.pop()
+
+    def _completed(self, request: _Request) -> Completion | None:
+        tokens, logp = tuple(request.tokens), tuple(request.logp)
+        if tokens[-1] in self.chat.stop_ids:
+            return Completion(tokens, logp, "end", self.chat.decode(tokens[:-1]))
+        if self.limits.stop_strings:
+            text = self.chat.decode(tokens)
+            cuts = [text.index(s) for s in self.limits.stop_strings if s in text]
+            if cuts:
+                return Completion(tokens, logp, "string", text[: min(cuts)])
+        if len(tokens) == self.limits.max_new_tokens:
+            return Completion(tokens, logp, "length", self.chat.decode(tokens))
+        return None
+
+
+def _requests(prompts: list[list[int]], n: int, limits: Limits) -> list[_Request]:
+    """Every sample's own random stream. The same prompt given twice counts its occurrences, so the two do not repeat."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    requests: list[_Request] = []
+    for place, prompt in enumerate(prompts):
+        occurrence = seen[tuple(prompt)]
+        seen[tuple(prompt)] += 1
+        for sample in range(n):
+            name = f"{limits.seed} {occurrence} {sample} {prompt}".encode()
+            key = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
+            stream = np.random.Generator(np.random.Philox(key=key))
+            requests.append(_Request(place, sample, stream.random(limits.max_new_tokens)))
+    return requests

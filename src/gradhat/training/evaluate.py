@@ -1,0 +1,114 @@
+"""The expected return on held-out questions, with an interval: the number a run is judged by.
+
+A completion solves a question when its reward is at least `SOLVED`, the reward of a task's own answer.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gradhat.trajectories import Record
+
+SOLVED = 1.0
+Z = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The records of `Q` questions, each sampled equally often."""
+
+    records: Sequence[Sequence[Record]]
+
+    def solved(self) -> list[int]:
+        """Return how many completions of each question solve it, `[Q]`."""
+        return [sum(r.verdict.reward >= SOLVED for r in records) for records in self.records]
+
+    def accuracy(self) -> Interval:
+        """Return the share of completions that solve their question."""
+        return accuracy_interval(self.solved(), len(self.records[0]))
+
+    def reward(self) -> float:
+        """Return the mean reward."""
+        rewards = [r.verdict.reward for records in self.records for r in records]
+        return sum(rewards) / len(rewards)
+
+    def pass_at(self, k: int) -> float:
+        """Return the chance that at least one of `k` completions solves a question, averaged over questions."""
+        n = len(self.records[0])
+        return sum(pass_at_k(n, c, k) for c in self.solved()) / len(self.records)
+
+
+def accuracy_interval(solved: Sequence[int], num_samples: int) -> Interval:
+    """Return the accuracy and its 95 % interval from `solved` `[Q]`, the count of `num_samples` that solve each question.
+
+    Wilson's interval (Wilson 1927) at the effective sample size of Korn and Graubard 1998: n_eff = p (1 - p) / Var(p), where
+    Var(p) is taken between questions. Completions of one question resemble each other, so Q questions with n samples are worth
+    between Q and Q·n independent ones. With one sample each this is Wilson's interval for Q trials. When all or none are
+    solved the variance says nothing, and n_eff = Q. Assumes the questions are drawn at random from those the task can ask.
+    """
+    count = len(solved)
+    shares = [c / num_samples for c in solved]
+    p = sum(shares) / count
+    variance = sum((share - p) ** 2 for share in shares) / count**2
+    effective = count if p in (0.0, 1.0) else p * (1 - p) / max(variance, p * (1 - p) / (count * num_samples))
+    return wilson(p, effective)
+
+
+def wilson(p: float, n: float) -> Interval:
+    """Return Wilson's 95 % score interval for a share `p` of `n` independent trials (Wilson 1927)."""
+    shrink = 1 + Z**2 / n
+    centre = (p + Z**2 / (2 * n)) / shrink
+    half = Z / shrink * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def mean_interval(groups: Sequence[float]) -> Interval:
+    """Return the mean of `groups` (the mean reward of each prompt) and its 95 % t-interval.
+
+    Assumes the prompts are drawn independently. One group has no spread to measure: the interval is unbounded.
+    """
+    count = len(groups)
+    mean = sum(groups) / count
+    if count == 1:
+        return Interval(mean, -math.inf, math.inf)
+    deviation = math.sqrt(sum((g - mean) ** 2 for g in groups) / (count - 1))
+    half = student_t(count - 1) * deviation / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half)
+
+
+def student_t(freedom: int) -> float:
+    """Return the 97.5 % quantile of Student's t (Abramowitz and Stegun 1964, 26.7.5); within 1 % from 3 degrees up.
+
+    One and two degrees have closed forms, and the series is wrong for them.
+    """
+    if freedom == 1:
+        return math.tan(math.pi * 0.475)
+    if freedom == 2:
+        return 0.95 * math.sqrt(2 / (1 - 0.95**2))
+    z, v = Z, float(freedom)
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Return 1 - C(n - c, k) / C(n, k): the unbiased estimate of pass@k from `c` solved of `n` (Chen et al. 2021, eq. 1).
+
+    ValueError when k > n: fewer samples than k say nothing unbiased about k.
+    """
+    if k > n:
+        raise ValueError(f"pass@{k} from {n} samples: at least {k} are needed.")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)

@@ -1,0 +1,116 @@
+"""What a person sees of a run: one live line of progress on a terminal, plain lines elsewhere.
+
+Progress is return, on held-out questions and in training, each with its interval. The surrogate loss is not progress: its
+gradient is meant, its value is not. It goes to metrics.jsonl as diagnostics/surrogate_loss and never here.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from gradhat.trajectories import Record
+
+WIDTH = 100
+"""Characters shown of a prompt or a completion."""
+
+
+class Log:
+    """Prints a run. A context: inside it the live line is on the screen."""
+
+    def __init__(self, num_steps: int, done: int = 0, out: TextIO | None = None) -> None:
+        self.console = Console(file=out or sys.stdout, highlight=False, markup=False, soft_wrap=True)
+        self.num_steps = num_steps
+        self._first = done
+        self._began = time.monotonic()
+        self._held_out: dict[str, float] = {}
+        self._live = (
+            Live(console=self.console, auto_refresh=False, transient=True)
+            if self.console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> "Log":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print lines that stay on the screen."""
+        self.console.print(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning that stays on the screen."""
+        self.console.print(Text(f"warning: {text}", style="yellow"))
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the progress after `step`, and name each metric that is not a finite number."""
+        self._held_out.update({key: value for key, value in metrics.items() if key.startswith("held_out/")})
+        line = progress_line(step, self.num_steps, {**self._held_out, **metrics}, self._seconds_left(step))
+        if self._live is None:
+            self.console.print(line)
+        else:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        for name in non_finite(metrics):
+            self.warn(f"step {step}: {name} is {metrics[name]}")
+
+    def sample(self, step: int, record: Record) -> None:
+        """Show one sampled completion with its verdict."""
+        why = f" ({_short(record.verdict.why)})" if record.verdict.why else ""
+        self.console.print(
+            f"  sample of step {step}: {_short(record.prompt)}\n"
+            f"    {_short(record.completion)}\n    reward {record.verdict.reward:g}{why}, stopped by {record.stop}"
+        )
+
+    def _seconds_left(self, step: int) -> float:
+        done = step - self._first
+        return (time.monotonic() - self._began) / done * (self.num_steps - step) if done > 0 else math.nan
+
+
+def progress_line(step: int, num_steps: int, metrics: Mapping[str, float], seconds_left: float) -> str:
+    """Return the one line of progress. What has not been measured yet is left out."""
+    parts = [f"step {step}/{num_steps}"]
+    if "held_out/accuracy" in metrics:
+        low, high = metrics["held_out/low"], metrics["held_out/high"]
+        parts.append(f"held-out {metrics['held_out/accuracy']:.3f} [{low:.3f}, {high:.3f}]")
+    if "reward" in metrics:
+        spread = (
+            f" [{metrics['reward_low']:.3f}, {metrics['reward_high']:.3f}]" if "reward_low" in metrics else ""
+        )
+        parts.append(f"reward {metrics['reward']:.3f}{spread}")
+    for key, name, form in (
+        ("completions/mean_length", "length", ".1f"),
+        ("entropy", "entropy", ".3f"),
+        ("tokens_per_second", "tokens/s", ".0f"),
+    ):
+        if key in metrics:
+            parts.append(f"{name} {metrics[key]:{form}}")
+    if math.isfinite(seconds_left):
+        parts.append(f"{duration(seconds_left)} left")
+    return "  ".join(parts)
+
+
+def non_finite(metrics: Mapping[str, float]) -> list[str]:
+    """Return the names of the metrics that are NaN or infinite."""
+    return [name for name, value in metrics.items() if not math.isfinite(value)]
+
+
+def duration(seconds: float) -> str:
+    """Return "1:02:03" or "2:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"

@@ -1,0 +1,48 @@
+"""From a name on the command line to a network in memory: the step that training, eval and chat have in common."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from gradhat.errors import RunError
+from gradhat.policies.language import weights
+from gradhat.training import checkpoint
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+def find(place: str) -> Path:
+    """Return the model folder that `place` means: the newest whole checkpoint of a run, or a model by any of its names.
+
+    RunError when the run has no checkpoint that can be read.
+    """
+    path = Path(place).expanduser()
+    if not is_run(path):
+        return weights.resolve(place)
+    found, damage = checkpoint.newest(path / "checkpoints")
+    if found is None:
+        reason = " ".join(damage) or "found none yet."
+        raise RunError(
+            f"use the newest checkpoint of {path}: {reason} Train on first: gradhat train --resume {path}"
+        )
+    return found.path
+
+
+def is_run(path: Path) -> bool:
+    """Return whether `path` is a run folder, not a model folder: both have a config.json."""
+    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+
+
+def compute_dtype(dtype: Dtype) -> torch.dtype:
+    """Return the type to compute in. "auto" is bfloat16 only where the processor has instructions to multiply it."""
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+    return torch.bfloat16 if native else torch.float32
+
+
+def set_threads(num_threads: int | None) -> None:
+    """Limit the tensor library to `num_threads`; None leaves its choice."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)

@@ -1,0 +1,256 @@
+"""The run folder: the contract between training, evaluation, the viewer and other tools.
+
+config.json                      the resolved config; `gradhat train --resume` starts from it
+env.json                         versions, commit, processor, threads: what the numbers were made with
+metrics.jsonl                    one object a line, flushed after each step
+rollouts/step_000012.parquet     every sampled trajectory of step 12, token by token
+checkpoints/step_000010/         see checkpoint.py
+summary.json                     written at the end
+
+Every file but metrics.jsonl appears whole or not at all: it is written under a temporary name, synced, then renamed. A line of
+metrics.jsonl that a kill cut in two is dropped when the run is resumed.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gradhat.errors import RunError
+from gradhat.training.config import TrainConfig, from_json, to_json
+from gradhat.trajectories import Trajectories
+
+PARTIAL = ".partial-"
+"""Prefix of a name that is still being written."""
+
+LATER = (
+    "Make room or make it writable, then go on from the newest checkpoint: gradhat train --resume RUN. "
+    "What was complete stays as it is."
+)
+"""What to do when a write fails in the middle of a run."""
+
+Metrics = Mapping[str, float | str | list[str]]
+
+
+class RunFolder:
+    """One open run folder. The process that trains holds a lock on it, which the system frees when the process dies."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.rollouts = path / "rollouts"
+        self.metrics = path / "metrics.jsonl"
+        self._lock: int | None = None
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
+        """Make a new run folder at `path`. RunError if something is there already or the place cannot be written."""
+        if path.exists() and not path.is_dir():
+            raise RunError(f"write a run to {path}: found a file there. Choose another --out.")
+        with writing(path, todo="Choose an --out that can be written."):
+            path.mkdir(parents=True, exist_ok=True)
+            taken = sorted(p.name for p in path.iterdir() if not p.name.startswith(PARTIAL))
+        if "config.json" in taken:
+            raise RunError(
+                f"start a run in {path}: found a run there. Choose another --out, or go on with it: "
+                f"gradhat train --resume {path}"
+            )
+        if taken:
+            raise RunError(
+                f"start a run in {path}: found other files there ({taken[0]}). Choose an empty --out."
+            )
+        run = cls(path)
+        run._acquire()
+        run._clean()
+        with writing(path):
+            run.checkpoints.mkdir()
+            run.rollouts.mkdir()
+        run.write_json("config.json", to_json(config))
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Open the run at `path` to train on in it, and clear what a killed process left half-written."""
+        run = cls(path)
+        run.config()
+        run._acquire()
+        run._clean()
+        with writing(path):
+            run.checkpoints.mkdir(exist_ok=True)
+            run.rollouts.mkdir(exist_ok=True)
+        return run
+
+    def config(self) -> TrainConfig:
+        """Return the config the run was started with."""
+        return from_json(self.read_json("config.json"), str(self.path))
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return the object in `name`. RunError when it is missing or is not JSON."""
+        file = self.path / name
+        try:
+            return json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"read the run in {self.path}: {name} cannot be read ({error}). Name the folder of a run, the one "
+                f"that `gradhat train` printed when it started."
+            ) from error
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write one object to `name`, whole or not at all."""
+        with whole_file(self.path / name) as partial:
+            partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+    def append_metrics(self, values: Metrics) -> None:
+        """Add one line and flush it. Numbers that are not finite become null: JSON has no word for them."""
+        finite = {
+            key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()
+        }
+        with writing(self.metrics), self.metrics.open("a") as file:
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return every whole line of metrics.jsonl; a line cut by a kill is left out."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        return [line for line in map(_parsed, lines) if line is not None]
+
+    def write_rollouts(self, step: int, trajectories: Trajectories) -> None:
+        """Write the step's trajectories as one parquet file, a row each, per-token columns as lists."""
+        from pyarrow import Table, parquet  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
+        table: Any = Table.from_pylist(list(rollout_rows(step, trajectories)))  # pyright: ignore[reportUnknownMemberType]
+        with whole_file(self.rollouts / f"step_{step:06d}.parquet") as partial:
+            parquet.write_table(table, partial, compression="zstd")  # pyright: ignore[reportUnknownMemberType]
+
+    def rewind(self, step: int) -> None:
+        """Drop metrics, rollouts and checkpoints after `step`: a run that goes on from there writes them again."""
+        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        with whole_file(self.metrics) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with writing(self.path):
+            (self.path / "summary.json").unlink(missing_ok=True)
+            for item in [*self.rollouts.iterdir(), *self.checkpoints.iterdir()]:
+                if step_of(item) > step:
+                    discard(item)
+
+    def _acquire(self) -> None:
+        import fcntl
+
+        with writing(self.path):
+            self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            raise RunError(
+                f"train in {self.path}: another process is training there. Wait for it, stop it, or choose another --out."
+            ) from error
+
+    def close(self) -> None:
+        """Free the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _clean(self) -> None:
+        with writing(self.path):
+            for partial in self.path.rglob(f"{PARTIAL}*"):
+                remove(partial)
+
+
+def rollout_rows(step: int, trajectories: Trajectories) -> Iterator[dict[str, Any]]:
+    """Yield one row per trajectory. Token lists stop at the trajectory's last step; `adv` is null before credit is given."""
+    for i, record in enumerate(trajectories.records):
+        mask = trajectories.mask[i]
+        length = int(mask.nonzero().max()) + 1 if bool(mask.any()) else 0
+        yield {
+            "step": step,
+            "group": int(trajectories.group[i]),
+            "version": int(trajectories.version[i]),
+            "prompt": record.prompt,
+            "completion": record.completion,
+            "reward": record.verdict.reward,
+            "parts": json.dumps(record.verdict.parts),
+            "why": record.verdict.why,
+            "stop": record.stop,
+            "prompt_tokens": list(trajectories.observations[i]),
+            "tokens": trajectories.actions[i, :length].tolist(),
+            "logp": trajectories.logp[i, :length].tolist(),
+            "adv": None if trajectories.adv is None else trajectories.adv[i, :length].tolist(),
+            "mask": mask[:length].tolist(),
+        }
+
+
+def step_of(path: Path) -> int:
+    """Return 12 for "step_000012" and "step_000012.parquet", -1 for a name of another kind."""
+    match = re.fullmatch(r"step_(\d+)(\.parquet)?", path.name)
+    return int(match[1]) if match else -1
+
+
+@contextmanager
+def writing(place: Path, todo: str = LATER) -> Iterator[None]:
+    """Turn an OSError into a RunError that says what to do: the folder is read-only, the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"write {place}: {error.strerror or error}. {todo}") from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write; on success it is synced and renamed to `path`, on failure it is removed."""
+    partial = path.with_name(PARTIAL + path.name)
+    try:
+        with writing(path):
+            yield partial
+            publish(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Sync the file or folder `partial`, rename it to `path`: after a power cut `path` is whole or absent."""
+    for item in [*partial.rglob("*"), partial]:
+        sync(item)
+    partial.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def discard(path: Path) -> None:
+    """Remove `path` so that a kill half-way leaves a name that the next start clears, never half a folder."""
+    condemned = path.with_name(f"{PARTIAL}old-{path.name}")
+    remove(condemned)
+    path.rename(condemned)
+    remove(condemned)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) and "step" in values else None  # pyright: ignore[reportUnknownVariableType]

@@ -1,0 +1,91 @@
+"""The front door: fast, without torch, and every wrong command ends in one clear message."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gradhat.cli import main as cli
+from gradhat.errors import GradhatError, ModelError
+
+
+def gradhat(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "gradhat.cli.main", *args], capture_output=True, text=True)
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from gradhat.cli.main import main; code = main(['--help']);"
+        "print(code, [m for m in ('torch', 'tyro', 'transformers', 'numpy', 'rich', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    for verb in ("train", "recipes", "eval", "chat", "play"):
+        assert f"\n  {verb} " in done.stdout
+
+
+def test_help_is_fast() -> None:
+    best = min(_seconds("--help") for _ in range(5))
+    assert best < 0.4
+
+
+def _seconds(*args: str) -> float:
+    began = time.perf_counter()
+    gradhat(*args)
+    return time.perf_counter() - began
+
+
+def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trian"]) == 2
+    error = capsys.readouterr().err
+    assert "Did you mean train?" in error
+    assert "Known: train, recipes, eval, chat, play." in error
+
+
+def test_no_command_prints_the_usage_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert capsys.readouterr().out.startswith("usage: gradhat COMMAND")
+
+
+@pytest.mark.parametrize("verb", ["train", "recipes", "eval", "chat"])
+def test_every_command_explains_itself(verb: str) -> None:
+    done = gradhat(verb, "--help")
+    assert done.returncode == 0
+    assert f"gradhat {verb}" in done.stdout
+
+
+def test_a_users_error_is_one_message_and_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(argv: list[str]) -> int:
+        raise GradhatError("asked, found, do")
+
+    monkeypatch.setattr("gradhat.cli.recipes.main", fails)
+    assert cli.main(["recipes"]) == 1
+    assert capsys.readouterr().err == "GradhatError: asked, found, do\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(argv: list[str]) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("gradhat.cli.recipes.main", fails)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["recipes"])
+
+
+def test_ctrl_c_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gradhat.cli.recipes.main", interrupted)
+    assert cli.main(["recipes"]) == 130
+
+
+def test_a_model_error_is_not_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(argv: list[str]) -> int:
+        raise ModelError("x")
+
+    monkeypatch.setattr("gradhat.cli.recipes.main", fails)
+    assert cli.main(["recipes"]) == 1

@@ -1,0 +1,61 @@
+"""`gradhat --help`, the errors and the viewer never load torch, however far down. Each runs on its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reading import ROOT
+
+HEAVY = frozenset({"torch", "transformers", "gymnasium", "reasoning_gym", "pyarrow"})
+HELP = """
+import sys
+from gradhat.cli.main import main
+sys.argv = ["gradhat", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+
+
+def loaded(code: str, path: Path) -> set[str]:
+    """Run `code` with `path` first on the module path; return the top-level modules loaded at its end."""
+    report = "\nimport sys\nprint('\\n', *{m.split('.')[0] for m in sys.modules})"
+    search = os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])
+    end = subprocess.run(
+        [sys.executable, "-c", code + report],
+        env={**os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert end.returncode == 0, end.stderr
+    return set(end.stdout.splitlines()[-1].split())
+
+
+def test_help_loads_nothing_heavy() -> None:
+    assert not loaded(HELP, ROOT / "src") & HEAVY
+
+
+def test_errors_load_nothing_heavy() -> None:
+    assert not loaded("import gradhat.errors", ROOT / "src") & HEAVY
+
+
+def test_the_viewer_never_loads_torch() -> None:
+    files = sorted((ROOT / "src/gradhat/viewer").rglob("*.py"))
+    names = [".".join(f.relative_to(ROOT / "src").with_suffix("").parts) for f in files]
+    if not names:
+        pytest.skip("there is no viewer")
+    assert "torch" not in loaded("\n".join(f"import {name}" for name in names), ROOT / "src")
+
+
+def test_a_heavy_import_further_down_is_found(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").touch()
+    (tmp_path / "low.py").write_text("import middle")
+    (tmp_path / "middle.py").write_text("import torch")
+    (tmp_path / "lazy.py").write_text("def later():\n    import torch")
+    assert "torch" in loaded("import low", tmp_path)
+    assert "torch" not in loaded("import lazy", tmp_path)

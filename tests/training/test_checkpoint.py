@@ -1,0 +1,126 @@
+"""Checkpoints come back to the bit, load in transformers, and a damaged one is passed over."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradhat.errors import RunError
+from gradhat.policies.language import weights
+from gradhat.policies.language.config import read_config
+from gradhat.training import checkpoint
+
+CURSOR = {"questions": 17, "success": 0.1 + 0.2}
+
+
+@pytest.fixture
+def save(tiny_model: Path, tmp_path: Path) -> Callable[[int], Path]:
+    """Save the tiny model as the checkpoint of a step, its weights scaled by the step."""
+    config = read_config(tiny_model)
+
+    def save(step: int) -> Path:
+        return checkpoint.save(
+            tmp_path,
+            step,
+            masters(tiny_model, step),
+            moments(step),
+            CURSOR,
+            config=config,
+            source=tiny_model,
+            keep=2,
+        )
+
+    return save
+
+
+def masters(model: Path, step: int) -> dict[str, Tensor]:
+    # Not representable in bfloat16: a checkpoint that stores less than float32 is caught.
+    return {name: t.float() * (1 + step * 1e-5) for name, t in weights.load(model).state_dict().items()}
+
+
+def moments(step: int) -> dict[str, Tensor]:
+    return {"first.norm.weight": torch.arange(5.0) / 7 + step, "second.norm.weight": torch.arange(5.0) / 3}
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_what_was_saved_comes_back_to_the_bit(
+    save: Callable[[int], Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    save(10)
+    found, damage = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert (found.step, found.cursor, damage) == (10, CURSOR, [])
+    wanted = masters(tiny_model, 10)
+    assert found.masters().keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.masters().items())
+    assert all(torch.equal(tensor, moments(10)[name]) for name, tensor in found.optimizer().items())
+
+
+def test_only_the_newest_are_kept(save: Callable[[int], Path], tmp_path: Path) -> None:
+    for step in (5, 10, 100):
+        save(step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000010", "step_000100"]
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "tokenizer.json", "config.json"]
+)
+@pytest.mark.parametrize(
+    "harm", [flip_a_bit, lambda f: os.truncate(f, 7), Path.unlink], ids=["flip", "truncate", "delete"]
+)
+def test_a_damaged_file_falls_back_to_the_checkpoint_before(
+    save: Callable[[int], Path], tmp_path: Path, name: str, harm: Callable[[Path], None]
+) -> None:
+    save(10)
+    harm(save(20) / name)
+    found, damage = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 10
+    assert len(damage) == 1 and "step_000020" in damage[0] and name in damage[0]
+
+
+def test_a_damaged_state_falls_back_too(save: Callable[[int], Path], tmp_path: Path) -> None:
+    save(10)
+    os.truncate(save(20) / "state.json", 30)
+    found, damage = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 10
+    assert "state.json" in damage[0]
+
+
+def test_with_no_whole_checkpoint_there_is_none(save: Callable[[int], Path], tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "nowhere") == (None, [])
+    flip_a_bit(save(10) / "model.safetensors")
+    found, damage = checkpoint.newest(tmp_path)
+    assert found is None and len(damage) == 1
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(
+    save: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(10)
+
+    def full(tensors: object, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(RunError, match=r"step_000020: No space left on device.*--resume"):
+        save(20)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000010"]
+    found, damage = checkpoint.newest(tmp_path)
+    assert found is not None and (found.step, damage) == (10, [])
+
+
+def test_a_step_can_be_saved_again(save: Callable[[int], Path], tmp_path: Path) -> None:
+    flip_a_bit(save(10) / "model.safetensors")
+    save(10)
+    found, damage = checkpoint.newest(tmp_path)
+    assert found is not None and (found.step, damage) == (10, [])

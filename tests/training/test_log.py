@@ -1,0 +1,81 @@
+"""What a person sees: progress with intervals, bad numbers by name, and never the surrogate loss."""
+
+import io
+import math
+
+from gradhat.training.log import Log, duration, progress_line
+from gradhat.trajectories import Record, Verdict
+
+METRICS = {
+    "reward": 0.5,
+    "reward_low": 0.4,
+    "reward_high": 0.6,
+    "completions/mean_length": 14.25,
+    "entropy": 0.412,
+    "tokens_per_second": 870.4,
+    "diagnostics/surrogate_loss": 0.123,
+}
+HELD_OUT = {"held_out/accuracy": 0.47, "held_out/low": 0.41, "held_out/high": 0.53}
+
+
+def test_the_line_says_where_the_run_stands() -> None:
+    line = progress_line(12, 100, {**METRICS, **HELD_OUT}, 391.0)
+    assert line == (
+        "step 12/100  held-out 0.470 [0.410, 0.530]  reward 0.500 [0.400, 0.600]  length 14.2  entropy 0.412  "
+        "tokens/s 870  6:31 left"
+    )
+
+
+def test_what_is_unknown_is_left_out() -> None:
+    assert progress_line(0, 5, HELD_OUT, math.nan) == "step 0/5  held-out 0.470 [0.410, 0.530]"
+    assert "[" not in progress_line(1, 5, {"reward": 0.5}, math.nan)
+
+
+def test_the_held_out_accuracy_stays_on_the_line_between_measurements() -> None:
+    out = io.StringIO()
+    with Log(100, out=out) as log:
+        log.step(0, HELD_OUT)
+        log.step(1, METRICS)
+    assert (
+        out.getvalue().splitlines()[1].startswith("step 1/100  held-out 0.470 [0.410, 0.530]  reward 0.500")
+    )
+
+
+def test_without_a_terminal_each_step_is_a_plain_line() -> None:
+    out = io.StringIO()
+    with Log(100, out=out) as log:
+        log.step(1, METRICS)
+        log.step(2, METRICS)
+    lines = out.getvalue().splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["step 1/100", "step 2/100"]
+    assert "\x1b" not in out.getvalue()
+
+
+def test_the_surrogate_loss_is_not_shown() -> None:
+    out = io.StringIO()
+    Log(100, out=out).step(1, METRICS)
+    assert "surrogate" not in out.getvalue()
+    assert "0.123" not in out.getvalue()
+
+
+def test_a_bad_number_is_reported_by_name() -> None:
+    out = io.StringIO()
+    Log(100, out=out).step(3, {**METRICS, "grad_norm": math.nan, "kl": math.inf})
+    assert "warning: step 3: grad_norm is nan" in out.getvalue()
+    assert "warning: step 3: kl is inf" in out.getvalue()
+
+
+def test_a_sample_is_shown_with_its_verdict_and_its_markup_untouched() -> None:
+    # Catches a console that reads "[0, 9]" or "[bold]" in model text as its own markup.
+    out = io.StringIO()
+    verdict = Verdict(0.0, {}, "wanted 7, found 8")
+    Log(100, out=out).sample(3, Record("What is\n3 + 4?", "[bold]8[/bold] " + "x" * 200, verdict, "length"))
+    text = out.getvalue()
+    assert "What is 3 + 4?" in text
+    assert "[bold]8[/bold] xxx" in text
+    assert "reward 0 (wanted 7, found 8), stopped by length" in text
+    assert max(map(len, text.splitlines())) < 130
+
+
+def test_durations_read_like_a_clock() -> None:
+    assert [duration(s) for s in (5.2, 391, 3723)] == ["0:05", "6:31", "1:02:03"]

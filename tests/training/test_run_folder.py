@@ -1,0 +1,161 @@
+"""Run folders: whole files or none, no run overwritten, and a rewind that drops what a resumed run writes again."""
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pyarrow import parquet
+
+from gradhat.errors import RunError
+from gradhat.training.config import TrainConfig
+from gradhat.training.run_folder import RunFolder, whole_file
+from gradhat.trajectories import Record, Trajectories, Verdict
+
+CONFIG = TrainConfig(task="arithmetic", curriculum=("a", "b"), lr=3e-6)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path / "run", CONFIG)
+
+
+def trajectories() -> Trajectories:
+    """Two trajectories: one whose environment speaks in the middle (steps 1 and 2), one of two steps."""
+    mask = torch.tensor([[1, 0, 0, 1], [1, 1, 0, 0]]).bool()
+    return Trajectories(
+        observations=[(5, 6), (5, 6)],
+        actions=torch.tensor([[11, 12, 13, 14], [21, 22, 0, 0]]),
+        mask=mask,
+        logp=torch.tensor([[-0.5, 0.0, 0.0, -1.5], [-0.25, -2.0, 0.0, 0.0]]),
+        rewards=torch.zeros(2, 4),
+        terminated=torch.zeros(2, 4).bool(),
+        truncated=torch.zeros(2, 4).bool(),
+        group=torch.tensor([3, 3]),
+        version=torch.tensor([7, 7]),
+        records=(
+            Record("p", "c0", Verdict(1.0, {"format": 0.5}, "right"), "end"),
+            Record("p", "c1", Verdict(0.0, {}, "wrong"), "length"),
+        ),
+    )
+
+
+def test_the_config_comes_back_with_its_types(run: RunFolder) -> None:
+    run.close()
+    assert RunFolder.open(run.path).config() == CONFIG
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(run: RunFolder) -> None:
+    with pytest.raises(RunError, match="gradhat train --resume"):
+        RunFolder.create(run.path, TrainConfig(task="other"))
+    assert run.config() == CONFIG
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match=r"thesis\.tex"):
+        RunFolder.create(tmp_path, CONFIG)
+
+
+def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match="Not a directory. Choose an --out that can be written"):
+        RunFolder.create(tmp_path / "file" / "run", CONFIG)
+    with pytest.raises(RunError, match="found a file there"):
+        RunFolder.create(tmp_path / "file", CONFIG)
+
+
+def test_a_folder_without_a_run_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"config\.json cannot be read"):
+        RunFolder.open(tmp_path)
+
+
+def test_two_processes_do_not_train_in_one_folder(run: RunFolder) -> None:
+    code = f"from pathlib import Path; from gradhat.training.run_folder import RunFolder; RunFolder.open(Path({str(run.path)!r}))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert other.returncode != 0
+    assert "another process is training there" in other.stderr
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.write_json("summary.json", {"steps": 1})
+
+    def full(self: Path, text: str) -> int:
+        with self.open("w") as file:
+            file.write(text[:3])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        run.write_json("summary.json", {"steps": 2})
+    assert run.read_json("summary.json") == {"steps": 1}
+    assert [p.name for p in run.path.iterdir() if "partial" in p.name] == []
+
+
+def test_what_a_kill_left_half_written_is_cleared(run: RunFolder) -> None:
+    run.close()
+    (run.rollouts / ".partial-step_000003.parquet").write_text("half")
+    (run.checkpoints / ".partial-step_000003").mkdir()
+    (run.checkpoints / ".partial-step_000003" / "model.safetensors").write_text("half")
+    RunFolder.open(run.path)
+    assert list(run.rollouts.iterdir()) == []
+    assert list(run.checkpoints.iterdir()) == []
+
+
+def test_a_failed_write_leaves_no_partial_file(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "x") as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metrics_are_strict_json_and_survive_a_cut_line(run: RunFolder) -> None:
+    run.append_metrics({"step": 1, "reward": 0.1, "grad_norm": math.nan})
+    run.append_metrics({"step": 2, "reward": 0.2})
+    with run.metrics.open("a") as file:
+        file.write('{"step": 3, "rew')
+    lines = run.metrics.read_text().splitlines()
+    assert json.loads(lines[0], parse_constant=pytest.fail) == {"step": 1, "reward": 0.1, "grad_norm": None}
+    assert [line["step"] for line in run.read_metrics()] == [1, 2]
+
+
+def test_a_rewind_drops_everything_after_the_step_and_nothing_before(run: RunFolder) -> None:
+    for step in (1, 2, 3):
+        run.append_metrics({"step": step, "reward": 1 / 3})
+        run.write_rollouts(step, trajectories())
+        (run.checkpoints / f"step_{step:06d}").mkdir()
+    run.write_json("summary.json", {})
+    before = run.metrics.read_text().splitlines()
+    run.rewind(2)
+    assert run.metrics.read_text().splitlines() == before[:2]
+    assert sorted(p.name for p in run.rollouts.iterdir()) == ["step_000001.parquet", "step_000002.parquet"]
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step_000001", "step_000002"]
+    assert not (run.path / "summary.json").exists()
+
+
+def test_rollouts_keep_every_token_with_its_mask(run: RunFolder) -> None:
+    run.write_rollouts(12, trajectories())
+    rows = parquet.read_table(run.rollouts / "step_000012.parquet").to_pylist()
+    assert rows[0] == {
+        "step": 12,
+        "group": 3,
+        "version": 7,
+        "prompt": "p",
+        "completion": "c0",
+        "reward": 1.0,
+        "parts": '{"format": 0.5}',
+        "why": "right",
+        "stop": "end",
+        "prompt_tokens": [5, 6],
+        "tokens": [11, 12, 13, 14],
+        "logp": [-0.5, 0.0, 0.0, -1.5],
+        "adv": None,
+        "mask": [True, False, False, True],
+    }
+    assert rows[1]["tokens"] == [21, 22]
+    assert rows[1]["logp"] == [-0.25, -2.0]
