@@ -58,6 +58,8 @@ class Trajectories:
     """For people. Empty in worlds without text."""
     adv: Tensor | None = None
     """float32 `[B, T]`: the credit, attached by an algorithm."""
+    logp_ref: Tensor | None = None
+    """float32 `[B, T]`: log-probability under a reference policy, attached where an algorithm measures the distance to one."""
 
     def __len__(self) -> int:
         return self.actions.shape[0]
@@ -79,6 +81,7 @@ class Trajectories:
             version=self.version[index],
             records=tuple(self.records[i] for i in places) if self.records else (),
             adv=None if self.adv is None else self.adv[index],
+            logp_ref=None if self.logp_ref is None else self.logp_ref[index],
         )
 
     def returns(self) -> Tensor:

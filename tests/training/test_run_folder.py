@@ -1,4 +1,4 @@
-"""Run folders: whole files or none, no run overwritten, and a rewind that drops what a resumed run writes again."""
+"""Run folders: whole files or none, no run overwritten, a rewind drops what is written again."""
 
 import errno
 import json
@@ -64,7 +64,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(RunError, match="Not a directory. Choose an --out that can be written"):
+    with pytest.raises(RunError, match=r"Not a directory\. Choose an --out that can be written"):
         RunFolder.create(tmp_path / "file" / "run", CONFIG)
     with pytest.raises(RunError, match="found a file there"):
         RunFolder.create(tmp_path / "file", CONFIG)
@@ -76,7 +76,10 @@ def test_a_folder_without_a_run_cannot_be_opened(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_train_in_one_folder(run: RunFolder) -> None:
-    code = f"from pathlib import Path; from gradhat.training.run_folder import RunFolder; RunFolder.open(Path({str(run.path)!r}))"
+    code = (
+        "from pathlib import Path; from gradhat.training.run_folder import RunFolder;"
+        f"RunFolder.open(Path({str(run.path)!r}))"
+    )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert other.returncode != 0
     assert "another process is training there" in other.stderr

@@ -40,7 +40,8 @@ def ascend(policy: Policy, optimizer: Optimizer, trajectories: Trajectories, obj
     """Take one optimiser step on `trajectories` and return its metrics."""
     surrogate, entropy, count = 0.0, 0.0, 0
     gaps: list[Tensor] = []
-    for part in policy.split(trajectories):
+    for rows in policy.split(trajectories):
+        part = trajectories.select(rows)
         evaluation = policy.evaluate(part)
         value = objective(evaluation, part)
         (-value).backward()

@@ -66,34 +66,56 @@ def advantages(row: Row, returns: Tensor, group: Tensor) -> Tensor:
     return (returns - row.baseline(returns, group)) / row.scale(returns, group)
 
 
-def update(
-    policy: Policy,
-    optimizer: Optimizer,
-    trajectories: Trajectories,
-    row: Row,
-    settings: Settings,
-    reference: Policy | None = None,
-) -> dict[str, float]:
-    """Follow the gradient of `row` on one batch; return metrics. Credit is attached by `credit` before.
+def refer(reference: Policy, trajectories: Trajectories) -> Trajectories:
+    """Attach `logp_ref` `[B, T]`, the log-probability of each action under `reference`."""
+    logp_ref = torch.zeros_like(trajectories.logp)
+    with torch.no_grad():
+        for rows in reference.split(trajectories):
+            logp_ref[rows] = reference.evaluate(trajectories.select(rows)).logp.to(logp_ref.dtype)
+    return replace(trajectories, logp_ref=logp_ref)
 
-    `reference` is read only when `settings.kl_coef` is not 0. A batch in which no step carries credit changes nothing.
+
+def credit(row: Row, settings: Settings, trajectories: Trajectories) -> Trajectories:
+    """Attach the advantages `[B, T]`: each trajectory's on all of its own steps.
+
+    A row with KL in the reward reads `logp_ref` (see `refer`) when `settings.kl_coef` is not 0.
     """
-    if trajectories.adv is None:
-        raise ValueError("update: trajectories without credit were given. Attach it with credit(row, settings, ...) first.")
+    returns = trajectories.returns()
+    if row.kl_reward is not None and settings.kl_coef != 0:
+        penalty = row.kl_reward(trajectories.logp, _reference(trajectories))
+        returns = returns - settings.kl_coef * torch.where(trajectories.mask, penalty, 0).sum(-1)
+    adv = advantages(row, returns, trajectories.group)
+    return replace(trajectories, adv=adv[:, None] * trajectories.mask)
+
+
+def update(
+    policy: Policy, optimizer: Optimizer, trajectories: Trajectories, row: Row, settings: Settings
+) -> dict[str, float]:
+    """Follow the gradient of `row` on one batch that carries its credit; return metrics.
+
+    A row with KL in the loss reads `logp_ref` when `settings.kl_coef` is not 0. A batch in which no step carries credit
+    changes nothing.
+    """
+    adv = trajectories.adv
+    if adv is None:
+        raise ValueError("update: found trajectories without credit. Attach it first: credit(row, settings, trajectories).")
     counts = Counts(len(trajectories), int(trajectories.mask.sum()), settings.length)
-    in_loss = row.kl_loss is not None and settings.kl_coef != 0
-    carries = torch.ones(len(trajectories), dtype=torch.bool) if in_loss else (trajectories.adv != 0).any(-1)
-    metrics = {"frac_tokens_with_gradient": float(trajectories.mask[carries].sum()) / max(1, counts.num_tokens)}
+    kl_loss = row.kl_loss if settings.kl_coef != 0 else None
+    carries = (adv != 0).any(-1) if kl_loss is None else torch.ones(len(trajectories), dtype=torch.bool)
     active = trajectories.select(carries.nonzero()[:, 0])
+    metrics = {"frac_tokens_with_gradient": int(active.mask.sum()) / max(1, counts.num_tokens)}
+    if trajectories.logp_ref is not None:
+        gap = (trajectories.logp - trajectories.logp_ref)[trajectories.mask]
+        metrics["kl"] = float(gap.mean())
     if len(active) == 0:
-        return metrics | {"skipped": 0.0}
+        return metrics
 
     def objective(evaluation: Evaluation, part: Trajectories) -> Tensor:
         assert part.adv is not None
         log_ratio = row.ratio(evaluation.logp, part.logp, part.mask)
-        gain = row.surrogate(log_ratio, part.adv, settings)
-        if row.kl_loss is not None and reference is not None and in_loss:
-            gain = gain - settings.kl_coef * row.kl_loss(evaluation.logp, reference_logp(reference, part))
+        gain = row.surrogate(log_ratio, part.adv.to(log_ratio.dtype), settings)
+        if kl_loss is not None:
+            gain = gain - settings.kl_coef * kl_loss(evaluation.logp, _reference(part))
         return torch.where(part.mask, gain * row.reduce(part.mask, counts), 0).sum()
 
     for _ in range(settings.num_epochs):
@@ -101,19 +123,7 @@ def update(
     return metrics
 
 
-def credit(
-    row: Row, settings: Settings, trajectories: Trajectories, reference: Policy | None = None
-) -> tuple[Trajectories, dict[str, float]]:
-    """Attach the advantages `[B, T]`, each trajectory's on all of its own steps; return metrics beside."""
-    returns, metrics = trajectories.returns(), dict[str, float]()
-    if row.kl_reward is not None and reference is not None and settings.kl_coef != 0:
-        logp_ref = torch.cat([reference_logp(reference, trajectories.select([i])) for i in range(0)] or [])
-        returns = returns - settings.kl_coef * (row.kl_reward(trajectories.logp, logp_ref) * trajectories.mask).sum(-1)
-    adv = advantages(row, returns, trajectories.group)
-    return replace(trajectories, adv=adv[:, None] * trajectories.mask), metrics
-
-
-def reference_logp(reference: Policy, trajectories: Trajectories) -> Tensor:
-    """Log-probability of each action under the reference, `[B, T]`, without gradient."""
-    with torch.no_grad():
-        return reference.evaluate(trajectories).logp
+def _reference(trajectories: Trajectories) -> Tensor:
+    if trajectories.logp_ref is None:
+        raise ValueError("kl_coef is not 0, but the trajectories have no logp_ref. Attach it first: refer(reference, trajectories).")
+    return trajectories.logp_ref

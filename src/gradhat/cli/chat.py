@@ -69,7 +69,7 @@ def converse(place: str, flags: Flags) -> None:
 
 
 def _typed() -> Iterator[str]:
-    """Yield what the person says: lines typed at a prompt until an empty one, or every line of a pipe that is not empty."""
+    """Yield the lines typed at a prompt until an empty one, or the lines of a pipe that are not empty."""
     if not sys.stdin.isatty():
         yield from (line.strip() for line in sys.stdin if line.strip())
         return

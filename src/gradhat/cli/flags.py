@@ -1,4 +1,4 @@
-"""Command-line flags from a dataclass: names, types and defaults are its fields, the help is their docstrings."""
+"""Command-line flags from a dataclass: its fields are the names and defaults, its docstrings the help."""
 
 import difflib
 from dataclasses import fields, is_dataclass
@@ -12,8 +12,8 @@ F = TypeVar("F")
 def parse(default: F, argv: list[str], *, prog: str, description: str) -> F:
     """Return `default` with the flags of `argv` applied. A dataclass inside it gives flags of its own.
 
-    ConfigError for a flag that no field has, listing the known ones. A value of the wrong type ends the command with
-    exit code 2 and says which.
+    ConfigError for a flag that no field has, listing the known ones. A value of the wrong type ends the
+    command with exit code 2 and says which.
     """
     import tyro
 

@@ -1,4 +1,4 @@
-"""The command line: `gradhat <verb> ...`. A verb's module is imported when the verb is called, so `--help` stays fast."""
+"""The command line: `gradhat <verb> ...`. A verb is imported when it is called, so `--help` stays fast."""
 
 import sys
 from importlib import import_module
@@ -20,7 +20,7 @@ INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 for an error, 2 for a wrong command, 130 after Ctrl-C."""
+    """Run one command. Returns its exit code: 1 for an error, 2 for a wrong command, 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         return _dispatch(argv)

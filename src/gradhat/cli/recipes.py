@@ -1,4 +1,7 @@
-"""`gradhat recipes`: the runs that are known to work. A recipe is a module of `gradhat.recipes` with a function of its name."""
+"""`gradhat recipes`: the runs that are known to work.
+
+A recipe is a module of the package `gradhat.recipes` with a function of its own name.
+"""
 
 import inspect
 import pkgutil
@@ -12,7 +15,9 @@ from gradhat.training.config import TrainConfig
 
 Recipe = Callable[[], TrainConfig]
 
-HELP = "usage: gradhat recipes\n\nLists the recipes, one line each. gradhat train RECIPE --dry-run shows all its settings."
+HELP = """usage: gradhat recipes
+
+Lists the recipes, one line each. gradhat train RECIPE --dry-run shows all settings of one."""
 
 
 def main(argv: list[str]) -> int:

@@ -11,9 +11,9 @@ from gradhat.errors import ConfigError, RunError
 from gradhat.training.config import TrainConfig, check, differences, to_json
 from gradhat.training.run_folder import RunFolder
 
-DESCRIPTION = """gradhat train RECIPE [FLAGS]: run a recipe, with the settings that flags give instead of its own.
-gradhat train --task my_task.py:MyTask [FLAGS]: train on a task of your own.
-gradhat train --resume RUN: go on with a run that was stopped, or with --num-steps MORE a finished one."""
+DESCRIPTION = """gradhat train RECIPE [FLAGS]: run a recipe, with the settings that flags give instead of its
+own. gradhat train --task my_task.py:MyTask [FLAGS]: train on a task of your own. gradhat train --resume RUN:
+go on with a run that was stopped, or with --num-steps MORE a finished one."""
 
 EXTENDABLE = {"num_steps"}
 """Settings a resumed run may change: what was done so far would have been the same."""
@@ -72,10 +72,12 @@ def _resumed(launch: Launch, path: Path) -> RunFolder:
     changed = [name for name in differences(launch.config, started) if name not in EXTENDABLE]
     if changed:
         found = ", ".join(
-            f"{n} {getattr(started, n)!r} there, {getattr(launch.config, n)!r} here" for n in changed
+            f"{name} is {getattr(started, name)!r} there and {getattr(launch.config, name)!r} here"
+            for name in changed
         )
         raise RunError(
-            f"resume {path}: it was started with another config: {found}. Resume without these flags, or start a new run."
+            f"resume {path}: it was started with another config: {found}. "
+            f"Resume without these flags, or start a new run."
         )
     if launch.config != started:
         run.write_json("config.json", to_json(launch.config))
@@ -83,16 +85,19 @@ def _resumed(launch: Launch, path: Path) -> RunFolder:
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:
-    """Return the config with task and model files named from the root, so that it can be launched from any folder."""
+    """Name task and model files from the root, so that the config can be launched from any folder."""
+    from gradhat.policies.language.alias import ALIASES
+
     model = Path(config.model).expanduser()
     return replace(
         config,
         task=_absolute_task(config.task),
         curriculum=tuple(map(_absolute_task, config.curriculum)),
-        model=str(model.resolve()) if model.exists() else config.model,
+        model=str(model.resolve()) if config.model not in ALIASES and model.exists() else config.model,
     )
 
 
 def _absolute_task(spec: str) -> str:
-    file, colon, name = spec.partition(".py:")
-    return f"{Path(file + '.py').expanduser().resolve()}:{name}" if colon else spec
+    """Return "/folder/my_task.py:MyTask" for "my_task.py:MyTask"; other tasks are not files."""
+    file, dot, name = spec.partition(".py")
+    return f"{Path(f'{file}.py').expanduser().resolve()}{name}" if dot and name[:1] in ("", ":") else spec

@@ -1,6 +1,5 @@
 """What every policy offers, tabular or network or language model."""
 
-from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -24,8 +23,8 @@ class Policy(Protocol):
         """The parameters θ."""
         ...
 
-    def split(self, trajectories: Trajectories) -> Iterable[Trajectories]:
-        """Cut a batch into micro-batches that fit in memory. Every trajectory is in exactly one."""
+    def split(self, trajectories: Trajectories) -> list[list[int]]:
+        """Cut a batch into micro-batches that fit in memory: the rows of each. Every row is in exactly one."""
         ...
 
     def evaluate(self, trajectories: Trajectories) -> Evaluation:

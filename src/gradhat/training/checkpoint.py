@@ -3,10 +3,10 @@
 checkpoints/step_000010/
     model.safetensors, config.json, tokenizer ...    the float32 master weights as a Hugging Face model
     optimizer.safetensors                            AdamW's moments, float32
-    state.json                                       the data cursor, and size and checksum of every other file
+    state.json                                       the data cursor; size and checksum of every other file
 
-A checkpoint appears whole or not at all. One that was damaged later (a truncated file, a flipped bit) is found by its checksums,
-and the one before it is used.
+A checkpoint appears whole or not at all. One that was damaged later (a truncated file, a flipped bit) is
+found by its checksums, and the one before it is used.
 """
 
 import json
@@ -61,8 +61,8 @@ def save(
 ) -> Path:
     """Write the checkpoint of `step` into `folder`, then remove all but the `keep` newest. Returns its path.
 
-    `source` is the model folder whose tokenizer and template files are copied along. RunError when the disk is full or
-    read-only; the checkpoints that were there stay.
+    `source` is the model folder whose tokenizer and template files are copied along. RunError when the disk
+    is full or read-only; the checkpoints that were there stay.
     """
     path = folder / f"step_{step:06d}"
     partial = folder / f"{PARTIAL}{path.name}"
@@ -92,7 +92,7 @@ def steps(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest whole checkpoint in `folder`, or None, and one line about each damaged one that was passed over."""
+    """Return the newest whole checkpoint in `folder`, or None, and a line about each damaged one passed over."""
     damage: list[str] = []
     for path in steps(folder):
         try:

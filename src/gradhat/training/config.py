@@ -1,7 +1,7 @@
-"""The settings of a training run. A recipe is a function that returns one; the command line is made from it."""
+"""The settings of a training run. A recipe is a function that returns them; the flags are made from them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -13,9 +13,9 @@ class TrainConfig:
     """Everything that decides the course of a run. Two runs of one config on one machine are equal to the bit."""
 
     task: str = ""
-    """What to learn, and what is measured: "arithmetic:digits=1", "reasoning_gym:gcd" or "my_task.py:MyTask"."""
+    """What to learn and to measure: "arithmetic:digits=1", "reasoning_gym:gcd" or "my_task.py:MyTask"."""
     curriculum: tuple[str, ...] = ()
-    """Tasks to go through before `task`, easy to hard. Empty trains on `task` from the first step."""
+    """Tasks to train on before `task`, easy to hard. Empty trains on `task` from the first step."""
     curriculum_threshold: float = 0.7
     """Success rate, a moving average over prompts, that opens the next level of the curriculum."""
     system: str = ""
@@ -53,7 +53,7 @@ class TrainConfig:
     kl_coef: float = 0.0
     """Weight of the KL divergence from the model the run started from; 0 keeps no reference model."""
     replace_silent: bool = True
-    """Groups whose rewards are all equal carry no gradient: draw other prompts instead, so the batch keeps its size."""
+    """Groups whose rewards are all equal carry no gradient: draw other prompts in their place."""
     max_replacements: int = 16
     """At most this many prompts are drawn in place of silent ones in one step."""
     token_budget: int = 4096
@@ -83,7 +83,7 @@ class TrainConfig:
     num_threads: int | None = None
     """Threads of the tensor library; None takes its own choice."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type; auto is bfloat16 where the processor multiplies it natively. Master weights are float32."""
+    """Compute type; auto is bfloat16 where the processor multiplies it natively. Masters are float32."""
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
@@ -97,12 +97,89 @@ def from_json(values: Mapping[str, Any], origin: str) -> TrainConfig:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(
-            f"read the config of {origin}: found the unknown keys {', '.join(unknown)}. "
-            f"Remove them or use the version of gradhat that wrote it. Known keys: {', '.join(known)}."
+            f"read the config of {origin}: found the unknown keys {', '.join(unknown)}. Remove them, or use the "
+            f"version of gradhat that wrote it. Known keys: {', '.join(known)}."
         )
-    return TrainConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})  # pyright: ignore[reportUnknownArgumentType]
+    settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return TrainConfig(**settings)
 
 
 def differences(mine: TrainConfig, theirs: TrainConfig) -> list[str]:
     """Return the names of the settings in which two configs differ."""
     return [f.name for f in fields(TrainConfig) if getattr(mine, f.name) != getattr(theirs, f.name)]
+
+
+RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (
+        (
+            "num_steps",
+            "num_prompts",
+            "group_size",
+            "max_new_tokens",
+            "num_epochs",
+            "token_budget",
+            "num_slots",
+        )
+        + ("eval_every", "eval_questions", "eval_samples", "final_questions", "final_samples")
+        + ("checkpoint_every", "keep_checkpoints", "max_skipped_steps"),
+        lambda v: v >= 1,
+        "1 or more",
+    ),
+    (("lr_warmup_steps", "max_replacements"), lambda v: v >= 0, "0 or more"),
+    (("lr", "weight_decay", "kl_coef", "clip_high"), lambda v: 0 <= v < math.inf, "0 or more"),
+    (("temperature", "max_grad_norm", "judge_seconds"), lambda v: 0 < v < math.inf, "more than 0"),
+    (("clip_low",), lambda v: 0 <= v <= 1, "0 to 1"),
+    (("curriculum_threshold",), lambda v: 0 < v <= 1, "more than 0, at most 1"),
+    (("betas",), lambda v: all(0 <= beta < 1 for beta in v), "two values from 0 up to, not including, 1"),
+    (("num_threads",), lambda v: v is None or v >= 1, "1 or more"),
+)
+"""Settings, what holds for each, and the same in words."""
+
+
+def check(config: TrainConfig) -> None:
+    """Raise ConfigError for a setting out of range, or for two that exclude each other."""
+    if not config.task:
+        raise ConfigError(
+            "train: found no task. Name a recipe (see gradhat recipes) or give --task, or both."
+        )
+    for names, good, wanted in RANGES:
+        for name in names:
+            if not good(getattr(config, name)):
+                raise ConfigError(
+                    f"{name}={getattr(config, name)!r}: found a value out of range. Use {wanted}."
+                )
+    _check_algorithm(config)
+
+
+def _check_algorithm(config: TrainConfig) -> None:
+    """Check what the algorithm's row in the family asks of the other settings."""
+    from gradhat.algorithms.grpo_family import FAMILY
+    from gradhat.estimators.group import none
+    from gradhat.estimators.ratios import on_policy
+
+    if config.algorithm not in FAMILY:
+        raise ConfigError(
+            f"algorithm={config.algorithm}: found no such row in the family. Use one of {', '.join(FAMILY)}."
+        )
+    row = FAMILY[config.algorithm]
+    if config.group_size == 1 and row.baseline is not none:
+        raise ConfigError(
+            f"group_size=1 with algorithm={config.algorithm}: its baseline is {row.baseline.__name__}, which needs "
+            f"at least 2 samples of a prompt. Use group_size>=2 or algorithm=reinforce."
+        )
+    if config.group_size == 1 and config.replace_silent:
+        raise ConfigError(
+            "group_size=1 with replace_silent: a group of one has equal rewards, so every prompt would be replaced. "
+            "Use group_size>=2 or --no-replace-silent."
+        )
+    if config.num_epochs > 1 and row.ratio is on_policy:
+        raise ConfigError(
+            f"num_epochs={config.num_epochs} with algorithm={config.algorithm}: from the second step on the batch is "
+            f"off-policy, which it does not correct. Use num_epochs=1, or an algorithm with a ratio such as grpo."
+        )
+    if config.kl_coef > 0 and row.kl_reward is None and row.kl_loss is None:
+        with_kl = [name for name, r in FAMILY.items() if r.kl_reward is not None or r.kl_loss is not None]
+        raise ConfigError(
+            f"kl_coef={config.kl_coef} with algorithm={config.algorithm}: it has no KL term. "
+            f"Use kl_coef=0 or one of {', '.join(with_kl)}."
+        )

@@ -49,12 +49,14 @@ class Measurement:
 
 
 def accuracy_interval(solved: Sequence[int], num_samples: int) -> Interval:
-    """Return the accuracy and its 95 % interval from `solved` `[Q]`, the count of `num_samples` that solve each question.
+    """Return the accuracy and its 95 % interval from `solved` `[Q]`, the count of `num_samples` that solve
+    each question.
 
-    Wilson's interval (Wilson 1927) at the effective sample size of Korn and Graubard 1998: n_eff = p (1 - p) / Var(p), where
-    Var(p) is taken between questions. Completions of one question resemble each other, so Q questions with n samples are worth
-    between Q and Q·n independent ones. With one sample each this is Wilson's interval for Q trials. When all or none are
-    solved the variance says nothing, and n_eff = Q. Assumes the questions are drawn at random from those the task can ask.
+    Wilson's interval (Wilson 1927) at the effective sample size of Korn and Graubard 1998: n_eff = p (1 - p)
+    / Var(p), where Var(p) is taken between questions. Completions of one question resemble each other, so Q
+    questions with n samples are worth between Q and Q·n independent ones. With one sample each this is
+    Wilson's interval for Q trials. When all or none are solved the variance says nothing, and n_eff = Q.
+    Assumes the questions are drawn at random from those the task can ask.
     """
     count = len(solved)
     shares = [c / num_samples for c in solved]
@@ -75,7 +77,8 @@ def wilson(p: float, n: float) -> Interval:
 def mean_interval(groups: Sequence[float]) -> Interval:
     """Return the mean of `groups` (the mean reward of each prompt) and its 95 % t-interval.
 
-    Assumes the prompts are drawn independently. One group has no spread to measure: the interval is unbounded.
+    Assumes the prompts are drawn independently. One group has no spread to measure: the interval is
+    unbounded.
     """
     count = len(groups)
     mean = sum(groups) / count
@@ -87,7 +90,8 @@ def mean_interval(groups: Sequence[float]) -> Interval:
 
 
 def student_t(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t (Abramowitz and Stegun 1964, 26.7.5); within 1 % from 3 degrees up.
+    """Return the 97.5 % quantile of Student's t (Abramowitz and Stegun 1964, 26.7.5); within 1 % from 3
+    degrees up.
 
     One and two degrees have closed forms, and the series is wrong for them.
     """
@@ -105,7 +109,8 @@ def student_t(freedom: int) -> float:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Return 1 - C(n - c, k) / C(n, k): the unbiased estimate of pass@k from `c` solved of `n` (Chen et al. 2021, eq. 1).
+    """Return 1 - C(n - c, k) / C(n, k): the unbiased estimate of pass@k from `c` solved of `n` (Chen et al.
+    2021, eq. 1).
 
     ValueError when k > n: fewer samples than k say nothing unbiased about k.
     """

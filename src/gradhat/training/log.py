@@ -1,7 +1,8 @@
 """What a person sees of a run: one live line of progress on a terminal, plain lines elsewhere.
 
-Progress is return, on held-out questions and in training, each with its interval. The surrogate loss is not progress: its
-gradient is meant, its value is not. It goes to metrics.jsonl as diagnostics/surrogate_loss and never here.
+Progress is return, on held-out questions and in training, each with its interval. The surrogate loss is not
+progress: its gradient is meant, its value is not. It goes to metrics.jsonl as diagnostics/surrogate_loss and
+never here.
 """
 
 import math

@@ -56,7 +56,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Return the commit of the repository the command runs in, with "+" when files differ from it, or None."""
+    """Return the commit of the repository the command runs in, "+" added when files differ from it."""
     try:
         commit = _git("rev-parse", "HEAD")
         return commit + ("+" if _git("status", "--porcelain") else "")

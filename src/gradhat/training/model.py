@@ -1,4 +1,4 @@
-"""From a name on the command line to a network in memory: the step that training, eval and chat have in common."""
+"""From a name on the command line to a network in memory: what training, eval and chat have in common."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,8 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 def find(place: str) -> Path:
-    """Return the model folder that `place` means: the newest whole checkpoint of a run, or a model by any of its names.
+    """Return the model folder that `place` means: the newest whole checkpoint of a run, or a model by any of
+    its names.
 
     RunError when the run has no checkpoint that can be read.
     """

@@ -7,8 +7,8 @@ rollouts/step_000012.parquet     every sampled trajectory of step 12, token by t
 checkpoints/step_000010/         see checkpoint.py
 summary.json                     written at the end
 
-Every file but metrics.jsonl appears whole or not at all: it is written under a temporary name, synced, then renamed. A line of
-metrics.jsonl that a kill cut in two is dropped when the run is resumed.
+Every file but metrics.jsonl appears whole or not at all: it is written under a temporary name, synced, then
+renamed. A line of metrics.jsonl that a kill cut in two is dropped when the run is resumed.
 """
 
 import json
@@ -16,7 +16,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ Metrics = Mapping[str, float | str | list[str]]
 
 
 class RunFolder:
-    """One open run folder. The process that trains holds a lock on it, which the system frees when the process dies."""
+    """One run folder. The process that trains holds a lock on it, which the system frees when it dies."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,7 +49,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
-        """Make a new run folder at `path`. RunError if something is there already or the place cannot be written."""
+        """Make a new run folder. RunError if something is at `path` already or it cannot be written."""
         if path.exists() and not path.is_dir():
             raise RunError(f"write a run to {path}: found a file there. Choose another --out.")
         with writing(path, todo="Choose an --out that can be written."):
@@ -129,7 +129,7 @@ class RunFolder:
             parquet.write_table(table, partial, compression="zstd")  # pyright: ignore[reportUnknownMemberType]
 
     def rewind(self, step: int) -> None:
-        """Drop metrics, rollouts and checkpoints after `step`: a run that goes on from there writes them again."""
+        """Drop metrics, rollouts and checkpoints after `step`: the run that goes on writes them again."""
         kept = [line for line in self.read_metrics() if line["step"] <= step]
         with whole_file(self.metrics) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -165,7 +165,7 @@ class RunFolder:
 
 
 def rollout_rows(step: int, trajectories: Trajectories) -> Iterator[dict[str, Any]]:
-    """Yield one row per trajectory. Token lists stop at the trajectory's last step; `adv` is null before credit is given."""
+    """Yield one row per trajectory. Token lists stop at its last step; `adv` is null before credit is given."""
     for i, record in enumerate(trajectories.records):
         mask = trajectories.mask[i]
         length = int(mask.nonzero().max()) + 1 if bool(mask.any()) else 0
@@ -194,7 +194,7 @@ def step_of(path: Path) -> int:
 
 
 @contextmanager
-def writing(place: Path, todo: str = LATER) -> Iterator[None]:
+def writing(place: Path, todo: str = LATER) -> Generator[None]:
     """Turn an OSError into a RunError that says what to do: the folder is read-only, the disk is full."""
     try:
         yield
@@ -203,8 +203,8 @@ def writing(place: Path, todo: str = LATER) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write; on success it is synced and renamed to `path`, on failure it is removed."""
+def whole_file(path: Path) -> Generator[Path]:
+    """Yield a temporary path to write. It is renamed to `path` on success and removed on failure."""
     partial = path.with_name(PARTIAL + path.name)
     try:
         with writing(path):

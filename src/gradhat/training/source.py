@@ -1,4 +1,4 @@
-"""Which questions a run trains on: a stream that a resumed run continues, through levels that follow the success rate."""
+"""Which questions a run trains on: a stream that can be continued, through levels that follow success."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,8 @@ WINDOW = 32
 
 
 class Source:
-    """Training questions of `levels`, easy to hard. The next level opens when the success rate reaches `threshold`.
+    """Training questions of `levels`, easy to hard. The next level opens when the success rate reaches
+    `threshold`.
 
     Question number n is a pure function of (seed, n, level), so three numbers continue the stream.
     """
@@ -39,7 +40,8 @@ class Source:
         return question
 
     def observe(self, rates: Sequence[float]) -> None:
-        """Take in the success rate of each prompt of a step, silent ones included, and open the next level when it is time.
+        """Take in the success rate of each prompt of a step, silent ones included, and open the next level
+        when it is time.
 
         Without the silent ones, which are all right or all wrong, the rate would be drawn towards the middle.
         """

@@ -19,7 +19,8 @@ OPERATIONS = "+-*"
 class Arithmetic:
     """Questions like "What is 3 + 4?". Each operand and each operation is drawn uniformly.
 
-    Products bind tighter than sums and differences, as in school: 2 + 3 * 4 is 14. A TaskError names a bad setting.
+    Products bind tighter than sums and differences, as in school: 2 + 3 * 4 is 14. A TaskError names a bad
+    setting.
     """
 
     operations: str = OPERATIONS
@@ -42,7 +43,9 @@ class Arithmetic:
             found = f"min_digits={self.min_digits}, digits={self.digits}"
             raise TaskError(f"arithmetic: {found}: use 1 <= min_digits <= digits.")
         if "{expression}" not in self.template:
-            raise TaskError(f"arithmetic: template={self.template!r}: write {{expression}} where the sum goes.")
+            raise TaskError(
+                f"arithmetic: template={self.template!r}: write {{expression}} where the sum goes."
+            )
 
     @property
     def num_questions(self) -> int:

@@ -1,15 +1,17 @@
 """Any task of the reasoning-gym library, made safe to train on: `reasoning_gym:NAME[:key=value,...]`.
 
-What is read as the answer: the inside of the last `<answer></answer>` when there is one, else the whole completion;
-of that, the last number where the gold answer is a number, else as many last lines as the gold answer has (all of it
-where there is no gold answer). Where a number is not what is read, the question ends with `INSTRUCTION`.
+What is read as the answer: the inside of the last `<answer></answer>` when there is one, else the whole
+completion; of that, the last number in a task whose gold answers are numbers, else as many last lines as the
+gold answer has (all of it where there is no gold answer). Where a number is not what is read, the question
+ends with `INSTRUCTION`.
 
-Rewards are 1 or 0. The library's partial credit (its default scorer pays for a substring, others pay 0.01 for any
-text) is not paid; where its own scorer is asked, `parts["score"]` keeps what it said.
+Rewards are 1 or 0. The library's partial credit (its default scorer pays for a substring, others pay 0.01 for
+any text) is not paid; where its own scorer is asked, `parts["score"]` keeps what it said.
 
-Nine of its scorers run the answer as Python. Six of them are never called: their answers are judged here, exactly. For
-the other three the answer must be a formula by an allow-list of tokens (`verify.is_formula`). All calls happen in a
-confined process (`worker`), which also generates the questions: a few depend on Python's hash seed, fixed there.
+Nine of its scorers run the answer as Python. Six of them are never called: their answers are judged here,
+exactly. For the other three the answer must be a formula by an allow-list of tokens (`verify.is_formula`).
+All calls happen in a confined process (`worker`), which also generates the questions: a few depend on
+Python's hash seed, fixed there.
 """
 
 import difflib
@@ -43,19 +45,23 @@ EMPTY = '""'
 """How an answer that is the empty text is written."""
 SCORE_SECONDS = 5.0
 GENERATE_SECONDS = 30.0
+NUMBER_PROBES = 16
+"""Questions that must have a number as answer before the last number is what a task reads."""
 
 _FORMULAS = frozenset({"simple_integration", "intermediate_integration", "polynomial_multiplication"})
 _FORMULA_NAMES = frozenset(
-    "C E pi exp log sqrt sin cos tan sec csc cot asin acos atan sinh cosh tanh asinh acosh atanh".split()
+    re.findall("[A-Za-z]+", "C E pi exp log sqrt sin cos tan sec csc cot asin acos atan sinh cosh tanh")
 )
 # Their scorers read text as floats and let "nan" pass as equal to everything.
 _NAN_PASSES = frozenset({"complex_arithmetic", "number_sorting"})
 
 
 class ReasoningGym:
-    """One task of reasoning-gym. Raises TaskError for an unknown name or setting, and when a question cannot be made.
+    """One task of reasoning-gym. Raises TaskError for an unknown name or setting, and when a question cannot
+    be made.
 
-    A scorer that raises, dies, overruns `SCORE_SECONDS` or returns NaN gives a verdict with reward 0 that says so.
+    A scorer that raises, dies, overruns `SCORE_SECONDS` or returns NaN gives a verdict with reward 0 that
+    says so.
     """
 
     def __init__(self, name: str, config: dict[str, Any] | None = None) -> None:
@@ -72,9 +78,18 @@ class ReasoningGym:
             self._worker.stop()
             raise TaskError(_refusal(name, config, reply))
         self._own_scorer = bool(reply["own_scorer"])
+        golds = (self._item(seed)["answer"] for seed in range(NUMBER_PROBES))
+        self._numeric = name not in _RULES and all(gold is not None and is_number(gold) for gold in golds)
 
     def question(self, seed: int) -> Question:
         """Return the question that `seed` names. `entry` holds the seed and what the rules below need."""
+        item = self._item(seed)
+        gold = "" if item["answer"] is None else item["answer"].strip("\n") or EMPTY
+        text = item["text"] if self._reads_number(gold) else f"{item['text'].rstrip()}\n\n{INSTRUCTION}"
+        return Question(text, gold, {"seed": seed, "facts": item["facts"]})
+
+    def _item(self, seed: int) -> dict[str, Any]:
+        """Return text, answer and facts as the worker generates them."""
         request = {"op": "question", "seed": seed, "facts": _FACTS.get(self.name, [])}
         try:
             reply = self._worker.call(request, GENERATE_SECONDS)
@@ -85,9 +100,7 @@ class ReasoningGym:
                 f"reasoning_gym:{self.name}: question(seed={seed}): the generator failed: {reply['error']}. "
                 "Try other settings."
             )
-        gold = "" if reply["answer"] is None else reply["answer"].strip("\n") or EMPTY
-        text = reply["text"] if self._reads_number(gold) else f"{reply['text'].rstrip()}\n\n{INSTRUCTION}"
-        return Question(text, gold, {"seed": seed, "facts": reply["facts"]})
+        return reply
 
     def score(self, question: Question, completion: str) -> Verdict:
         """Judge by what `completion` gives as its answer: 1 when it is right, else 0."""
@@ -98,7 +111,7 @@ class ReasoningGym:
         num_lines = len(tidy(question.answer).splitlines())
         answer = tidy(final_lines(text, num_lines) if num_lines else text)
         if not answer:
-            return verdict(found == question.answer == "", "no answer")
+            return verdict(found is not None and question.answer == EMPTY, "no answer")
         why = f"read {shorten(answer)!r}" + (f", expected {shorten(question.answer)!r}" if num_lines else "")
         if num_lines and answer == tidy(question.answer):
             return verdict(True, why)
@@ -110,7 +123,7 @@ class ReasoningGym:
         return self._ask_scorer(question, answer, why)
 
     def _reads_number(self, gold: str) -> bool:
-        return is_number(gold) and self.name not in _RULES
+        return self._numeric and is_number(gold)
 
     def _score_number(self, question: Question, text: str) -> Verdict:
         """Judge by the last number; a scorer of the task's own may allow for rounding."""
@@ -152,17 +165,17 @@ def _refusal(name: str, config: dict[str, Any], reply: dict[str, Any]) -> str:
             unknown = ", ".join(sorted(set(config) - set(reply["known"])))
             return f"reasoning_gym:{name} has no setting {unknown}. Known: {', '.join(reply['known'])}."
         case _:
-            return f"reasoning_gym:{name} with {config} makes no question: {reply['cause']}. Change the settings."
+            return f"reasoning_gym:{name}: {config} makes no question: {reply['cause']}. Change the settings."
 
 
 def _variables(question: Question) -> frozenset[str]:
-    """Return the names that the question itself uses as variables: single letters that a scorer reads as symbols."""
+    """Return the names that the question itself uses as variables."""
     facts = question.entry["facts"]
     return frozenset(facts["variables"] if "variables" in facts else [facts["variable"]])
 
 
 def _makes(answer: str, target: int, given: list[int]) -> bool:
-    """Return whether `answer` is arithmetic that uses the `given` numbers once each and makes `target` exactly."""
+    """Return whether `answer` uses the `given` numbers once each and makes `target` exactly."""
     found = evaluate(answer)
     return found is not None and found[0] == target and Counter(found[1]) == Counter(given)
 
@@ -182,7 +195,7 @@ def _n_queens(answer: str, question: Question) -> bool:
 
 
 def _coin_flip(answer: str, question: Question) -> bool:
-    """The last number or quotient, to a thousandth of the gold. The library's scorer takes any prefix of the digits."""
+    """The last number or quotient, to a thousandth of the gold. The library takes any prefix of it."""
     found = re.findall(r"([0-9]{0,20}\.?[0-9]{1,20})(?:\s*/\s*([0-9]{1,20}))?(?![0-9.])", answer)
     if not found or (found[-1][1] and int(found[-1][1]) == 0):
         return False

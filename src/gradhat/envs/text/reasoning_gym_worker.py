@@ -1,8 +1,9 @@
-"""The other side of the pipe: generates and scores reasoning-gym questions in a process that can do little else.
+"""The other side of the pipe: generates and scores reasoning-gym questions in a process that can do little
+else.
 
 Run as a script, never imported by the package; it needs nothing of gradhat. Some of the library's scorers run
-the answer as Python code. Answers that are not provably data never arrive here; should one, the process has no
-environment, may not write, start programs, or open sockets, and its time and memory are limited.
+the answer as Python code. Answers that are not provably data never arrive here; should one, the process has
+no environment, may not write, start programs, or open sockets, and its time and memory are limited.
 """
 
 import copy
@@ -17,7 +18,18 @@ from typing import Any
 MEMORY_BYTES = 2 << 30
 
 # Everything of `os` and its like that has an audit event is refused, but for what imports need.
-_REFUSED = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "signal.", "fcntl.", "tempfile.", "mmap.")
+_REFUSED = (
+    "os.",
+    "subprocess.",
+    "socket.",
+    "shutil.",
+    "ctypes.",
+    "pty.",
+    "signal.",
+    "fcntl.",
+    "tempfile.",
+    "mmap.",
+)
 _ALLOWED = frozenset({"os.listdir", "os.scandir", "os.walk"})
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -74,7 +86,9 @@ class Questions:
         return {"text": item["question"], "answer": item["answer"], "facts": found}
 
     def score(self, seed: int, answer: str) -> dict[str, Any]:
-        """Return what the library's scorer says of an answer. A copy, because some scorers write into the item."""
+        """Return what the library's scorer says of an answer. A copy, because some scorers write into the
+        item.
+        """
         dataset, item = self.item(seed)
         return {"value": float(dataset.score_answer(answer, copy.deepcopy(item)))}
 

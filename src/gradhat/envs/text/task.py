@@ -1,18 +1,20 @@
 """What a text task is, how its questions are split into train and held out, and how it is guarded.
 
-A task is two methods: `question(seed)` and `score(question, completion)`. Both may be a user's code, so everything
-else calls them through `ask` and `judge`, which turn a task that raises, hangs or answers nonsense into a TaskError.
+A task is two methods: `question(seed)` and `score(question, completion)`. Both may be a user's code, so
+everything else calls them through `ask` and `judge`, which turn a task that raises, hangs or answers nonsense
+into a TaskError.
 """
 
 import math
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
+from numbers import Real
 from types import FrameType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from gradhat.envs.text.verify import shorten
 from gradhat.errors import TaskError
@@ -29,7 +31,9 @@ TIME_LIMIT = 60.0
 
 
 class Question(NamedTuple):
-    """One question. `answer` is the gold text, or "" where a task has none; `entry` is what a scorer needs besides."""
+    """One question. `answer` is the gold text, or "" where a task has none; `entry` is what a scorer needs
+    besides.
+    """
 
     text: str
     answer: str
@@ -49,8 +53,12 @@ class Task(Protocol):
 
 
 def held_out(question_text: str) -> bool:
-    """Return whether a question belongs to the held-out fifth. Depends on the text alone, not on seed or process."""
-    digest = blake2b(question_text.encode(), digest_size=8).digest()
+    """Return whether a question belongs to the held-out fifth. Depends on the text alone, not on seed or
+    process.
+
+    Questions that mean the same in other words ("3 + 4", "4 + 3") are different questions and may be split.
+    """
+    digest = blake2b(question_text.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest) % HELD_OUT_SHARE == 0
 
 
@@ -70,10 +78,11 @@ def draw(task: Task, split: Split, seed: int) -> Question:
 
 
 def held_out_set(task: Task, n: int, seed: int) -> list[Question]:
-    """Return up to `n` distinct held-out questions, in an order that `seed` fixes; all of them when there are fewer.
+    """Return up to `n` distinct held-out questions, in an order that `seed` fixes; all of them when there are
+    fewer.
 
-    The search ends when draws bring nothing new for 100 × (found + 10) questions. When questions are equally likely
-    the chance that one more exists is then below 1e-6; rare questions of an uneven task can be missed.
+    The search ends when draws bring nothing new for 100 × (found + 10) questions. When questions are equally
+    likely the chance that one more exists is then below 1e-6; rare questions of an uneven task can be missed.
     """
     found: dict[str, Question] = {}
     idle = 0
@@ -88,7 +97,9 @@ def held_out_set(task: Task, n: int, seed: int) -> list[Question]:
 
 
 def _derived_seeds(seed: int) -> Iterator[int]:
-    """Yield the seeds that `seed` names. Seeds of neighbours do not overlap, and all fit in 31 bits for NumPy."""
+    """Yield the seeds that `seed` names. Seeds of neighbours do not overlap, and all fit in 31 bits for
+    NumPy.
+    """
     rng = random.Random(seed)
     while True:
         yield rng.getrandbits(31)
@@ -100,32 +111,52 @@ def ask(task: Task, seed: int, *, seconds: float = TIME_LIMIT) -> Question:
     The time limit holds in the main thread only: elsewhere Python cannot interrupt a call.
     """
     asked = f"{_name(task)}: question(seed={seed})"
-    with _guarded(asked, seconds):
-        found: object = task.question(seed)
-    if not isinstance(found, Question) or not isinstance(found.text, str) or not isinstance(found.answer, str):
-        raise TaskError(f"{asked} returned {shorten(repr(found))}. Return Question(text, answer), two strings.")
+    with guarded(asked, seconds):
+        found = cast(object, task.question(seed))  # a user's code is not type checked
+    if not isinstance(found, Question) or not _all_text(found.text, found.answer):
+        raise TaskError(
+            f"{asked} returned {shorten(repr(found))}. Return Question(text, answer), two strings."
+        )
     return found
+
+
+def _all_text(*values: object) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def judge(task: Task, question: Question, completion: str, *, seconds: float = TIME_LIMIT) -> Verdict:
     """Return the verdict of `task.score`; a plain number (int, float, bool) becomes a Verdict.
 
-    Raises TaskError, with task, question and completion, when `score` raises, takes over `seconds`, or returns
-    something that is not a finite number or a Verdict with one. The time limit holds in the main thread only.
+    Raises TaskError, with task, question and completion, when `score` raises, takes over `seconds`, or
+    returns something that is not a finite number or a Verdict of finite numbers. The time limit holds in the
+    main thread only.
     """
     asked = f"{_name(task)}: score of {shorten(completion)!r} for {shorten(question.text)!r}"
-    with _guarded(asked, seconds):
-        found: object = task.score(question, completion)
-    verdict = found if isinstance(found, Verdict) else Verdict(_number(found), {}, "")
-    reward = _number(verdict.reward)
-    if not math.isfinite(reward):
-        raise TaskError(f"{asked} returned {shorten(repr(found))}. Return a finite number or a Verdict.")
-    return verdict._replace(reward=reward)
+    with guarded(asked, seconds):
+        found = cast(object, task.score(question, completion))
+    verdict = found if isinstance(found, Verdict) else Verdict(_finite(found), {}, "")
+    if not _all_text(verdict.why) or not _all_finite(verdict.reward, verdict.parts):
+        raise TaskError(
+            f"{asked} returned {shorten(repr(found))}. Return a finite number or a Verdict of such."
+        )
+    return verdict._replace(reward=float(verdict.reward))
 
 
-def _number(found: object) -> float:
-    """Return a number as a float, and NaN for everything else."""
-    return float(found) if isinstance(found, int | float) else math.nan
+def _all_finite(reward: object, parts: object) -> bool:
+    """Return whether a reward and the values of its parts are finite numbers."""
+    if not isinstance(parts, dict):
+        return False
+    values = cast(dict[object, object], parts).values()
+    return not any(math.isnan(_finite(value)) for value in (reward, *values))
+
+
+def _finite(found: object) -> float:
+    """Return a finite number as a float, and NaN for everything else."""
+    try:
+        number = float(found) if isinstance(found, Real) else math.nan
+    except OverflowError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 class _TimeUp(BaseException):
@@ -133,8 +164,12 @@ class _TimeUp(BaseException):
 
 
 @contextmanager
-def _guarded(asked: str, seconds: float) -> Iterator[None]:
-    """Turn an exception or an overrun inside into a TaskError that begins with `asked`."""
+def guarded(asked: str, seconds: float) -> Generator[None]:
+    """Turn an exception, an exit or an overrun inside into a TaskError that begins with `asked`.
+
+    The time limit holds in the main thread only: elsewhere Python cannot interrupt a call. A TaskError
+    passes.
+    """
     try:
         with _time_limit(seconds):
             yield
@@ -142,14 +177,18 @@ def _guarded(asked: str, seconds: float) -> Iterator[None]:
         raise TaskError(f"{asked} took more than {seconds:g} s. Make it faster, or end it sooner.") from None
     except TaskError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         cause = f"{type(error).__name__}: {shorten(str(error))}"
-        raise TaskError(f"{asked} raised {cause}. Fix the task; a wrong answer is a reward of 0.") from error
+        raise TaskError(
+            f"{asked} raised {cause}. Fix the task; a wrong answer is a reward of 0, not an error."
+        ) from error
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise _TimeUp inside after `seconds`. Python runs signal handlers in the main thread only; elsewhere: no limit."""
+def _time_limit(seconds: float) -> Generator[None]:
+    """Raise _TimeUp inside after `seconds`. Python runs signal handlers in the main thread only; elsewhere:
+    no limit.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -158,30 +197,35 @@ def _time_limit(seconds: float) -> Iterator[None]:
         raise _TimeUp
 
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_REAL, left)  # somebody else's alarm goes on
 
 
 def check(task: Task, num_questions: int = 20) -> None:
     """Let a task check itself on `num_questions` questions; raises TaskError naming the first that fails.
 
-    The same seed gives the same question, the gold answer (where there is one) scores 1, the empty completion scores
-    0, and every reward is finite.
+    The same seed gives the same question, the gold answer (where there is one) scores 1, the empty completion
+    scores 0, and every reward is finite.
     """
     for seed in range(num_questions):
         question = ask(task, seed)
         where = f"{_name(task)}: question {shorten(question.text)!r} (seed {seed})"
         again = ask(task, seed)
         if again[:2] != question[:2]:
-            raise TaskError(f"{where} is {shorten(again.text)!r} the second time. Draw from random.Random(seed) only.")
+            raise TaskError(
+                f"{where} is {shorten(again.text)!r} the second time. Draw from random.Random(seed) only."
+            )
         if question.answer:
             gold = judge(task, question, question.answer)
             if gold.reward != 1.0:
-                raise TaskError(f"{where}: its answer {shorten(question.answer)!r} scores {gold.reward:g}, not 1.")
+                raise TaskError(
+                    f"{where}: its answer {shorten(question.answer)!r} scores {gold.reward:g}, not 1."
+                )
         empty = judge(task, question, "")
         if empty.reward != 0.0:
             raise TaskError(f"{where}: the empty completion scores {empty.reward:g}. Score it 0.")

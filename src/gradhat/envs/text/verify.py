@@ -1,7 +1,7 @@
 """Reading an answer out of a completion, and judging what was read. Nothing here executes text.
 
-A completion is what a language model wrote: it may be huge, hostile or in no language at all. Everything below is
-bounded by the length of the text.
+A completion is what a language model wrote: it may be huge, hostile or in no language at all. Everything
+below is bounded by the length of the text.
 """
 
 import ast
@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from gradhat.trajectories import Verdict
 
-# Digits are ASCII. An exponent has at most three digits: a longer one would be a number too large to compute with.
+# Digits are ASCII. An exponent has at most three digits: with more the number is too large to compute with.
 _DIGITS = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 # A minus belongs to the number unless it follows a letter, a digit, a dot or a bracket: "3-4" holds 3 and 4.
 _NUMBER = re.compile(rf"(?:(?<![\w.)\]])[-\u2212])?{_DIGITS}(?:[eE][-+]?[0-9]{{1,3}}(?![0-9]))?")
@@ -26,7 +26,7 @@ MAX_EXPRESSION = 400
 
 
 def numbers(text: str) -> list[str]:
-    """Return the numbers in `text` in order, commas removed and the minus sign in ASCII: "-1,234" -> "-1234"."""
+    """Return the numbers in `text` in order, without commas and with an ASCII minus: "-1,234" -> "-1234"."""
     return [found.replace(",", "").replace("\u2212", "-") for found in _NUMBER.findall(text)]
 
 
@@ -45,7 +45,7 @@ def is_number(text: str) -> bool:
 
 
 def same_number(completion: str, expected: str) -> Verdict:
-    """Judge by the last number: 1 when it equals `expected` (a number as text), else 0. Says what was read."""
+    """Judge by the last number: 1 when it equals `expected`, a number as text, else 0. Says what was read."""
     found = last_number(completion)
     if found is None:
         return verdict(False, f"no number, expected {expected}")
@@ -69,15 +69,16 @@ def final_lines(text: str, num_lines: int) -> str:
 
 
 def tidy(text: str) -> str:
-    """Return `text` without blank ends and without spaces at the ends of lines: what "exact match" compares."""
+    """Return `text` without blank ends or spaces at the ends of lines: what "exact match" compares."""
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
 def evaluate(expression: str) -> tuple[Fraction, list[int]] | None:
-    """Return the exact value of an arithmetic expression and the integers it uses, or None when it is not one.
+    """Return the exact value of an arithmetic expression and the integers it uses, or None when it is not
+    one.
 
-    Only integers, + - * / and brackets. The text is parsed, never run: Python's parser builds the tree and this
-    function walks it. Division by zero, powers, and text beyond `MAX_EXPRESSION` characters give None.
+    Only integers, + - * / and brackets. The text is parsed, never run: Python's parser builds the tree and
+    this function walks it. Division by zero, powers, and text beyond `MAX_EXPRESSION` characters give None.
     """
     if len(expression) > MAX_EXPRESSION or not _ARITHMETIC.fullmatch(expression):
         return None
@@ -89,7 +90,7 @@ def evaluate(expression: str) -> tuple[Fraction, list[int]] | None:
 
 
 def _walk(node: ast.expr, used: list[int]) -> Fraction:
-    """Return the value of a parsed expression; appends its integers to `used`. ValueError on any other node."""
+    """Return the value of a parsed expression; appends its integers to `used`. ValueError on other nodes."""
     match node:
         case ast.Constant(value=int(number)):
             used.append(number)
@@ -111,9 +112,10 @@ def _walk(node: ast.expr, used: list[int]) -> Fraction:
 def is_formula(text: str, names: Set[str]) -> bool:
     """Return whether `text` is provably a formula and no other program: an allow-list of tokens.
 
-    Numbers, + - * / ** and brackets, and words from `names`. No quote, comma, dot, underscore, square bracket or
-    other word can occur, so no attribute, string, import or subscript can be written. At most `MAX_EXPRESSION`
-    characters. Such a formula can still be costly to evaluate: a time limit is needed besides.
+    Numbers, + - * / ** and brackets, and words from `names`. No quote, comma, dot, underscore, square bracket
+    or other word can occur, so no attribute, string, import or subscript can be written. At most
+    `MAX_EXPRESSION` characters. Such a formula can still be costly to evaluate: a time limit is needed
+    besides.
     """
     place = 0
     while place < len(text) <= MAX_EXPRESSION:

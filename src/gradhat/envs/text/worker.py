@@ -1,7 +1,7 @@
 """A separate process that answers JSON questions within a time limit: where untrusted text may be parsed.
 
-The process inherits no environment, no working folder and no terminal. Requests and replies are single lines of JSON,
-never pickles: whatever happens in the process, all it can send back is data.
+The process inherits no environment, no working folder and no terminal. Requests and replies are single lines
+of JSON, never pickles: whatever happens in the process, all it can send back is data.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Any
 START_SECONDS = 60.0
 """Time to start the process and open it."""
 
-# A fixed hash seed, because some generators iterate over sets; one thread, because the trainer owns the cores.
+# A fixed hash seed: some generators iterate over sets. One thread: the trainer owns the cores.
 _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "PYTHONUTF8": "1",
@@ -29,11 +29,14 @@ _ENVIRONMENT = {
 
 
 class WorkerLost(Exception):
-    """The process died, ran out of time, or answered something that is not the reply. It starts afresh at next use."""
+    """The process died, ran out of time, or answered something that is not the reply. It starts afresh at
+    next use.
+    """
 
 
 class Worker:
-    """Runs `script` in a process of its own: started at first use, killed when it overruns, started again when needed.
+    """Runs `script` in a process of its own: started at first use, killed when it overruns, started again
+    when needed.
 
     `opening` is the first request after every start. The process ends with this object, or with this program.
     """
@@ -42,13 +45,14 @@ class Worker:
         self._script = script
         self._opening = opening
         self._process: subprocess.Popen[bytes] | None = None
+        self._end: weakref.finalize[Any, Any] | None = None
         self._num_requests = 0
 
     def start(self) -> dict[str, Any]:
-        """Start the process if it does not run; returns the reply to the opening ({} when it runs already)."""
+        """Start the process if it does not run; returns the reply to the opening, {} when it runs already."""
         if self._process is not None:
             return {}
-        # -P: the script's own folder holds a `reasoning_gym.py` that must not shadow the package. -B: no bytecode.
+        # -P: the script's own folder holds a `reasoning_gym.py` that must not shadow the package.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-B", str(self._script)],
             stdin=subprocess.PIPE,
@@ -58,7 +62,7 @@ class Worker:
             cwd=tempfile.gettempdir(),
             start_new_session=True,  # Ctrl-C is for the trainer alone
         )
-        weakref.finalize(self, _end, self._process)
+        self._end = weakref.finalize(self, _end, self._process)
         return self._exchange(self._process, self._opening, START_SECONDS)
 
     def call(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -69,11 +73,13 @@ class Worker:
 
     def stop(self) -> None:
         """Kill the process if it runs."""
-        if self._process is not None:
-            _end(self._process)
-            self._process = None
+        if self._end is not None:
+            self._end()
+        self._process = self._end = None
 
-    def _exchange(self, process: subprocess.Popen[bytes], request: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def _exchange(
+        self, process: subprocess.Popen[bytes], request: dict[str, Any], seconds: float
+    ) -> dict[str, Any]:
         """Send one line and read one line. On any exception, Ctrl-C included, no half-read reply survives."""
         assert process.stdin is not None and process.stdout is not None
         self._num_requests += 1

@@ -1,6 +1,5 @@
 """A language model as a policy: states are token prefixes, actions are tokens."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -22,24 +21,24 @@ class LanguagePolicy:
     temperature: float = 1.0
     token_budget: int = 4096
 
-    def split(self, trajectories: Trajectories) -> Iterable[Trajectories]:
+    def split(self, trajectories: Trajectories) -> list[list[int]]:
         """Cut into micro-batches of at most `token_budget` tokens, prompts counted once; a group stays together if it fits.
 
-        A single trajectory over the budget is a micro-batch of its own.
+        Returns the rows of each. A single trajectory over the budget is a micro-batch of its own.
         """
         lengths = _lengths(trajectories)
-        order = sorted(range(len(trajectories)), key=lambda i: int(trajectories.group[i]))
-        rows: list[int] = []
+        parts: list[list[int]] = [[]]
         used = 0
-        for i in order:
-            prompt = 0 if rows and trajectories.group[rows[-1]] == trajectories.group[i] else len(trajectories.observations[i])
-            if rows and used + prompt + lengths[i] > self.token_budget:
-                yield trajectories.select(rows)
-                rows, used, prompt = [], 0, len(trajectories.observations[i])
-            rows.append(i)
-            used += prompt + lengths[i]
-        if rows:
-            yield trajectories.select(rows)
+        for i in sorted(range(len(trajectories)), key=lambda i: int(trajectories.group[i])):
+            prompt = len(trajectories.observations[i])
+            shared = bool(parts[-1]) and trajectories.observations[parts[-1][-1]] == trajectories.observations[i]
+            cost = lengths[i] + (0 if shared else prompt)
+            if parts[-1] and used + cost > self.token_budget:
+                parts.append([])
+                used, cost = 0, lengths[i] + prompt
+            parts[-1].append(i)
+            used += cost
+        return parts
 
     def evaluate(self, trajectories: Trajectories) -> Evaluation:
         """One forward with each prompt once. Only the states in which the policy acted meet the head."""

@@ -90,50 +90,44 @@ def from_hub(name: str) -> Path:
 
 
 class Rows(NamedTuple):
-    """Rows `start` to `stop` of our parameter `name`, and the shape they have."""
+    """Rows `start` to `stop` of our parameter `name`; all of them if these are None."""
 
     name: str
-    start: int
-    stop: int
-    columns: int | None
+    start: int | None = None
+    stop: int | None = None
 
     def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
         return tensors[self.name][self.start : self.stop]
 
-    @property
-    def shape(self) -> list[int]:
-        return [self.stop - self.start] + ([] if self.columns is None else [self.columns])
-
 
 def layout(config: TransformerConfig) -> dict[str, Rows]:
     """Return, for each Hugging Face tensor name, the rows of our parameter that hold it."""
-    c, width, inner = config, config.hidden_size, config.intermediate_size
-    heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     table = {
-        "model.embed_tokens.weight": Rows("embed.weight", 0, c.vocab_size, width),
-        "model.norm.weight": Rows("norm.weight", 0, width, None),
+        "model.embed_tokens.weight": Rows("embed.weight"),
+        "model.norm.weight": Rows("norm.weight"),
     }
-    if not c.tied:
-        table["lm_head.weight"] = Rows("head.weight", 0, c.vocab_size, width)
-    for layer in range(c.num_layers):
+    if not config.tied:
+        table["lm_head.weight"] = Rows("head.weight")
+    q_end = config.num_heads * config.head_dim
+    k_end = q_end + config.num_kv_heads * config.head_dim
+    split = {"q": (0, q_end), "k": (q_end, k_end), "v": (k_end, None)}
+    for layer in range(config.num_layers):
         theirs, ours = f"model.layers.{layer}", f"blocks.{layer}"
-        table[f"{theirs}.input_layernorm.weight"] = Rows(f"{ours}.attention_norm.weight", 0, width, None)
-        table[f"{theirs}.post_attention_layernorm.weight"] = Rows(f"{ours}.mlp_norm.weight", 0, width, None)
-        for name, start, stop in (
-            ("q", 0, heads),
-            ("k", heads, heads + kv),
-            ("v", heads + kv, heads + 2 * kv),
-        ):
-            table[f"{theirs}.self_attn.{name}_proj.weight"] = Rows(f"{ours}.qkv.weight", start, stop, width)
-            if c.qkv_bias:
-                table[f"{theirs}.self_attn.{name}_proj.bias"] = Rows(f"{ours}.qkv.bias", start, stop, None)
-        if c.qk_norm:
-            table[f"{theirs}.self_attn.q_norm.weight"] = Rows(f"{ours}.q_norm.weight", 0, c.head_dim, None)
-            table[f"{theirs}.self_attn.k_norm.weight"] = Rows(f"{ours}.k_norm.weight", 0, c.head_dim, None)
-        table[f"{theirs}.self_attn.o_proj.weight"] = Rows(f"{ours}.out.weight", 0, width, heads)
-        table[f"{theirs}.mlp.gate_proj.weight"] = Rows(f"{ours}.gate_up.weight", 0, inner, width)
-        table[f"{theirs}.mlp.up_proj.weight"] = Rows(f"{ours}.gate_up.weight", inner, 2 * inner, width)
-        table[f"{theirs}.mlp.down_proj.weight"] = Rows(f"{ours}.down.weight", 0, width, inner)
+        for name, (start, stop) in split.items():
+            for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
+                table[f"{theirs}.self_attn.{name}_proj.{kind}"] = Rows(f"{ours}.qkv.{kind}", start, stop)
+        if config.qk_norm:
+            table[f"{theirs}.self_attn.q_norm.weight"] = Rows(f"{ours}.q_norm.weight")
+            table[f"{theirs}.self_attn.k_norm.weight"] = Rows(f"{ours}.k_norm.weight")
+        gate_up, middle = f"{ours}.gate_up.weight", config.intermediate_size
+        table |= {
+            f"{theirs}.input_layernorm.weight": Rows(f"{ours}.attention_norm.weight"),
+            f"{theirs}.self_attn.o_proj.weight": Rows(f"{ours}.out.weight"),
+            f"{theirs}.post_attention_layernorm.weight": Rows(f"{ours}.mlp_norm.weight"),
+            f"{theirs}.mlp.gate_proj.weight": Rows(gate_up, 0, middle),
+            f"{theirs}.mlp.up_proj.weight": Rows(gate_up, middle, None),
+            f"{theirs}.mlp.down_proj.weight": Rows(f"{ours}.down.weight"),
+        }
     return table
 
 
@@ -143,18 +137,13 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
     Raises ModelError when a file is missing or damaged, or holds other tensors than `config.json` leads to.
     """
     config = read_config(folder)
-    table = layout(config)
     model = uninitialised(config, dtype)
     parameters = {name: parameter.data for name, parameter in model.named_parameters()}
-    missing = set(table)
-    for file in weight_files(folder):
+    places = {name: rows.of(parameters) for name, rows in layout(config).items()}
+    files, missing = weight_files(folder), set(places)
+    for file in files:
         try:
-            with safe_open(file, framework="pt") as tensors:
-                names = expected_names(tensors.keys(), table, config, file)
-                for name in names:
-                    check_tensor(name, tensors.get_slice(name), table[name], file)
-                    table[name].of(parameters).copy_(tensors.get_tensor(name))
-                missing.difference_update(names)
+            missing -= copy_tensors(file, places)
         except (SafetensorError, OSError) as error:
             raise ModelError(
                 f"Reading {file} failed: {error}. The file is damaged or cut short. "
@@ -165,7 +154,26 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
             f"The weights in {folder} lack {some(missing)}, which its config.json promises. "
             "Copy the missing files, or correct config.json."
         )
+    if config.tied:
+        refuse_second_head(files, parameters["embed.weight"])
     return model
+
+
+def copy_tensors(file: Path, places: Mapping[str, Tensor]) -> set[str]:
+    """Copy the tensors in `file` to their places, converting their type. Return their names."""
+    with safe_open(file, framework="pt") as tensors:
+        # Some files carry what follows from the rest: the rotary frequencies, and the head when tied.
+        found = {name for name in tensors.keys() if not name.endswith("rotary_emb.inv_freq")}  # noqa: SIM118
+        names = found & set(places)
+        if unexpected := found - names - {"lm_head.weight"}:
+            raise ModelError(
+                f"{file} holds {some(unexpected)}, for which its config.json has no place. "
+                "Check that config.json belongs to these weights, and that they are not an adapter."
+            )
+        for name in names:
+            check_tensor(name, tensors.get_slice(name), places[name], file)
+            places[name].copy_(tensors.get_tensor(name))
+    return names
 
 
 class SkipInit(TorchFunctionMode):
@@ -180,12 +188,14 @@ class SkipInit(TorchFunctionMode):
 def uninitialised(config: TransformerConfig, dtype: torch.dtype) -> Transformer:
     """Return a network whose weights hold whatever is in memory.
 
-    Drawing initial values for 135M weights takes 2 s, ten times as long as reading the right ones. Drawing
-    them on the meta device costs nothing, but its `normal_` imports the compiler: 1 s.
+    Drawing initial values for 135M weights takes 2 s, ten times as long as reading the right ones. On the
+    meta device it takes no time, but `normal_` there imports the compiler (1 s), and so does `to_empty`.
     """
     with torch.device("meta"), SkipInit():
         model = Transformer(config)
-    return model.to(dtype).to_empty(device="cpu")
+    storage = {name: torch.empty(place.shape, dtype=dtype) for name, place in model.named_parameters()}
+    model.load_state_dict(storage, assign=True)
+    return model
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -198,7 +208,7 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} has neither {single.name} nor {index.name}. Supported: safetensors. "
             "Save the model again with save_pretrained, which writes them."
         )
-    files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise ModelError(
@@ -207,30 +217,11 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def expected_names(
-    names: list[str], table: Mapping[str, Rows], config: TransformerConfig, file: Path
-) -> list[str]:
-    """Return the names in `file` that are loaded. Raises ModelError for one that has no place."""
-    # Some files carry what follows from the rest: the rotary frequencies, and the head when tied.
-    derived = {"lm_head.weight"} if config.tied else set[str]()
-    unexpected = [
-        name
-        for name in names
-        if name not in table and name not in derived and not name.endswith("rotary_emb.inv_freq")
-    ]
-    if unexpected:
+def check_tensor(name: str, found: Any, place: Tensor, file: Path) -> None:
+    """Raise ModelError when a tensor (a safetensors slice) has not the shape or kind that its place needs."""
+    if found.get_shape() != list(place.shape):
         raise ModelError(
-            f"{file} holds {some(unexpected)}, for which its config.json has no place. "
-            "Check that config.json belongs to these weights, and that they are not quantised or an adapter."
-        )
-    return [name for name in names if name in table]
-
-
-def check_tensor(name: str, found: Any, rows: Rows, file: Path) -> None:
-    """Raise ModelError when a tensor (a safetensors slice) has not the shape or kind that `rows` needs."""
-    if found.get_shape() != rows.shape:
-        raise ModelError(
-            f"{file}: {name} has the shape {found.get_shape()}, config.json leads to {rows.shape}. "
+            f"{file}: {name} has the shape {found.get_shape()}, config.json leads to {list(place.shape)}. "
             "Check that config.json belongs to these weights."
         )
     if found.get_dtype() not in FLOATS:
@@ -238,6 +229,19 @@ def check_tensor(name: str, found: Any, rows: Rows, file: Path) -> None:
             f"{file}: {name} is stored as {found.get_dtype()}, so the weights are quantised. "
             f"Supported: {', '.join(FLOATS)}. Use the model's unquantised folder, or a .gguf file."
         )
+
+
+def refuse_second_head(files: Iterable[Path], embedding: Tensor) -> None:
+    """Raise ModelError when a file has a head that differs from the embedding it should be tied to."""
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            if "lm_head.weight" not in set(tensors.keys()):
+                continue
+            if not torch.equal(tensors.get_tensor("lm_head.weight").to(embedding.dtype), embedding):
+                raise ModelError(
+                    f"{file} holds an lm_head.weight other than the embedding, but config.json ties them. "
+                    'Set "tie_word_embeddings": false in config.json.'
+                )
 
 
 def some(names: Iterable[str]) -> str:

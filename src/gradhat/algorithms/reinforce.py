@@ -1,0 +1,49 @@
+"""REINFORCE: the formula ĝ itself, with a moving average of past returns as its baseline (Williams 1992, section 2).
+
+    ĝ = 1/|D| · Σ_τ Σ_t ∇ log π(a_t | s_t) · (R_t − b)        R_t = Σ_{u ≥ t} r_u
+
+b is the average before this batch, so it does not depend on the batch's actions and ĝ stays unbiased.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from gradhat.algorithms.ascend import Optimizer, ascend
+from gradhat.losses import reduce, surrogate
+from gradhat.policies.policy import Evaluation, Policy
+from gradhat.trajectories import Trajectories
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`decay` of the moving average: b ← decay · b + (1 − decay) · mean return. At 1 it stays 0: no baseline."""
+
+    decay: float = 0.9
+
+
+def init() -> float:
+    """Return the first baseline."""
+    return 0.0
+
+
+def credit(settings: Settings, baseline: float, trajectories: Trajectories) -> tuple[Trajectories, float]:
+    """Attach R_t − b to every step of the policy's own; return the next baseline beside."""
+    rewards = trajectories.rewards * trajectories.mask
+    to_go = rewards.flip(-1).cumsum(-1).flip(-1)
+    adv = torch.where(trajectories.mask, to_go - baseline, 0)
+    following = settings.decay * baseline + (1 - settings.decay) * float(trajectories.returns().mean())
+    return replace(trajectories, adv=adv), following
+
+
+def update(policy: Policy, optimizer: Optimizer, trajectories: Trajectories) -> dict[str, float]:
+    """Take one step along ĝ; return metrics."""
+    num_trajectories = len(trajectories)
+
+    def objective(evaluation: Evaluation, part: Trajectories) -> torch.Tensor:
+        if part.adv is None:
+            raise ValueError("update: found trajectories without credit. Attach it first: credit(settings, baseline, trajectories).")
+        gain = surrogate.reinforce(evaluation.logp, part.adv)
+        return torch.where(part.mask, gain * reduce.per_trajectory(part.mask, num_trajectories=num_trajectories), 0).sum()
+
+    return ascend(policy, optimizer, trajectories, objective)

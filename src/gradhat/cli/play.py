@@ -1,0 +1,63 @@
+"""`gradhat play`: answer a task's questions yourself, in a terminal or through a pipe."""
+
+from dataclasses import dataclass
+
+from gradhat.cli.flags import parse, target
+
+USAGE = "gradhat play TASK"
+DESCRIPTION = """gradhat play TASK [FLAGS]: answer the questions of a task.
+TASK is arithmetic[:key=value,...], reasoning_gym:NAME[:key=value,...] or path/to/my_task.py:MyTask.
+Each answer is read as one line, or as many as the right answer has. Ctrl-D ends."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Which questions."""
+
+    seed: int = 0
+    """The first question; the next ones follow from it."""
+    held_out: bool = False
+    """Ask held-out questions instead of training ones."""
+
+
+def main(argv: list[str]) -> int:
+    """Ask until the input ends; prints each verdict and, at the end, how many answers were right."""
+    if argv and argv[0] in ("-h", "--help"):
+        parse(Flags(), argv, prog=USAGE, description=DESCRIPTION)
+    name, argv = target(argv, "task", USAGE)
+    flags = parse(Flags(), argv, prog=f"gradhat play {name}", description=DESCRIPTION)
+    right, asked = play(name, flags)
+    print(f"{right} of {asked} right")
+    return 0
+
+
+def play(name: str, flags: Flags) -> tuple[int, int]:
+    """Ask the questions of seed, seed + 1, ... until the input ends. Returns how many answers scored 1, of
+    how many.
+    """
+    from gradhat.envs.text.load import load_task
+    from gradhat.envs.text.task import draw, judge
+
+    task = load_task(name)
+    right = asked = 0
+    while True:
+        question = draw(task, "held_out" if flags.held_out else "train", flags.seed + asked)
+        print(question.text, flush=True)
+        answer = _typed(max(1, len(question.answer.splitlines())))
+        if answer is None:
+            return right, asked
+        verdict = judge(task, question, answer)
+        asked += 1
+        right += verdict.reward == 1.0
+        print(f"reward {verdict.reward:g}: {verdict.why or 'the task gives no reason'}\n", flush=True)
+
+
+def _typed(num_lines: int) -> str | None:
+    """Return `num_lines` lines of input, fewer where the input ends; None when it ends before the first."""
+    lines: list[str] = []
+    try:
+        while len(lines) < num_lines:
+            lines.append(input("> "))
+    except EOFError:
+        print()
+    return "\n".join(lines) if lines else None

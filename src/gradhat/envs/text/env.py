@@ -1,0 +1,101 @@
+"""A text task as a Gymnasium environment: the observation is the conversation, the action is a completion.
+
+A single-turn task is the one-step case of Gymnasium's five-tuple: every episode terminates at its first step.
+"""
+
+import string
+from typing import Any
+
+import gymnasium
+from gymnasium.error import ResetNeeded
+
+from gradhat.envs.text.task import Question, Split, Task, draw, judge
+
+Message = dict[str, str]
+"""{"role": "system", "user" or "assistant", "content": text}."""
+
+SAMPLE_LENGTH = 16
+"""Characters in a random sample of a space. Real texts have any length."""
+
+
+class AnyText(gymnasium.Space[str]):
+    """Every string. Gymnasium's own Text knows only strings over a listed alphabet, up to a listed length."""
+
+    def sample(self, mask: Any = None, probability: Any = None) -> str:
+        """Return random printable ASCII; masks have no meaning here and are ignored, as in other unbounded
+        spaces.
+        """
+        alphabet = string.printable
+        return "".join(alphabet[int(i)] for i in self.np_random.integers(len(alphabet), size=SAMPLE_LENGTH))
+
+    def contains(self, x: Any) -> bool:
+        """Return whether `x` is a string."""
+        return isinstance(x, str)
+
+
+class Conversation(gymnasium.Space[list[Message]]):
+    """Every non-empty list of messages with a role and a content."""
+
+    def sample(self, mask: Any = None, probability: Any = None) -> list[Message]:
+        """Return one user message of random text."""
+        text = AnyText(seed=self.np_random)
+        return [{"role": "user", "content": text.sample()}]
+
+    def contains(self, x: Any) -> bool:
+        """Return whether `x` is a list of dictionaries with exactly two strings, `role` and `content`."""
+        return isinstance(x, list) and bool(x) and all(_is_message(message) for message in x)
+
+
+def _is_message(message: Any) -> bool:
+    return (
+        isinstance(message, dict)
+        and set(message) == {"role", "content"}
+        and all(isinstance(value, str) for value in message.values())
+    )
+
+
+class SingleTurn(gymnasium.Env[list[Message], str]):
+    """A task as an environment whose episodes last one step. The reward is that of the task's verdict.
+
+    `system`, when not empty, is the first message of every conversation. A task that raises, hangs or answers
+    nonsense ends in a TaskError, not in a reward.
+    """
+
+    def __init__(self, task: Task, split: Split = "train", system: str = "") -> None:
+        self.task = task
+        self.split: Split = split
+        self.system = system
+        self.observation_space = Conversation()
+        self.action_space = AnyText()
+        self._messages: list[Message] = []
+        self._question: Question | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[list[Message], dict[str, Any]]:
+        """Begin an episode: returns the messages and {"question": Question}.
+
+        With a seed the question is `draw(task, split, seed)`; without one the seed comes from the
+        environment's own random stream, which the last seed started. `options` is Gymnasium's and has no
+        meaning here.
+        """
+        super().reset(seed=seed)
+        named = int(self.np_random.integers(2**31)) if seed is None else seed
+        self._question = draw(self.task, self.split, named)
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        self._messages = [*opening, {"role": "user", "content": self._question.text}]
+        return list(self._messages), {"question": self._question}
+
+    def step(self, action: str) -> tuple[list[Message], float, bool, bool, dict[str, Any]]:
+        """Answer the question with a completion: returns messages, reward, terminated=True, truncated=False,
+        info.
+
+        The messages end with the completion; info is {"verdict": Verdict}. Raises ResetNeeded when no
+        question is open.
+        """
+        if self._question is None:
+            raise ResetNeeded("step(completion) was asked for, but no question is open. Call reset() first.")
+        verdict = judge(self.task, self._question, action)
+        self._question = None
+        messages = [*self._messages, {"role": "assistant", "content": action}]
+        return messages, verdict.reward, True, False, {"verdict": verdict}

@@ -1,0 +1,153 @@
+"""From start states to trajectories in the text world: open a group of episodes, sample, let the environment answer.
+
+An episode is one step of a Gymnasium environment: the messages are the observation, the completion is the action.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from gradhat.errors import TaskError
+from gradhat.policies.language.chat import Chat, Message
+from gradhat.rollouts.engine import Completion, Limits, Sampler
+from gradhat.trajectories import Record, Trajectories, Verdict
+
+TextEnv = gymnasium.Env[list[Message], str]
+
+
+class Start(NamedTuple):
+    """A start state: which environment, and the seed of its episode. The same seed gives the same start."""
+
+    make: Callable[[], TextEnv]
+    seed: int
+
+
+class Experience(NamedTuple):
+    """Everything that was sampled, and which rows of it to learn from (int64 `[N]`)."""
+
+    sampled: Trajectories
+    chosen: Tensor
+
+
+def collect(
+    starts: Iterator[Start],
+    chat: Chat,
+    sampler: Sampler,
+    limits: Limits,
+    *,
+    num_prompts: int,
+    group_size: int,
+    version: int,
+    silent: Callable[[Tensor, Tensor], Tensor],
+    max_replacements: int,
+) -> Experience:
+    """Sample `group_size` episodes from each of `num_prompts` start states, and fresh ones in place of silent groups.
+
+    `silent` (rewards `[B]`, group `[B]`) → bool `[B]` says which groups carry no gradient. Up to `max_replacements` further
+    start states are tried, so that the chosen batch has `num_prompts` groups that do; when they run out, silent groups fill
+    it up. Which groups are chosen depends on their rewards: the mean reward is that of `sampled`, not of the chosen rows.
+    """
+    batches: list[Trajectories] = []
+    loud: list[int] = []
+    quiet: list[int] = []
+    wanted, left, groups = num_prompts, max_replacements, 0
+    while wanted:
+        opened = [next(starts) for _ in range(wanted)]
+        batch = play(opened, chat, sampler, limits, group_size=group_size, first_group=groups, version=version)
+        dead = silent(batch.returns(), batch.group)
+        for i, is_dead in enumerate(dead.tolist()):
+            (quiet if is_dead else loud).append(groups * group_size + i)
+        batches.append(batch)
+        groups += wanted
+        wanted = min(num_prompts - len(loud) // group_size, left)
+        left -= wanted
+    rows = (loud + quiet)[: num_prompts * group_size]
+    return Experience(join(batches), torch.tensor(rows))
+
+
+def play(
+    starts: Sequence[Start],
+    chat: Chat,
+    sampler: Sampler,
+    limits: Limits,
+    *,
+    group_size: int,
+    first_group: int = 0,
+    version: int = 0,
+) -> Trajectories:
+    """Play `group_size` episodes from each start. Groups are numbered from `first_group`, rows are grouped."""
+    episodes = [(start.make(), start.seed) for start in starts for _ in range(group_size)]
+    messages = [env.reset(seed=seed)[0] for env, seed in episodes]
+    prompts = [tuple(chat.encode(m)) for m in messages[::group_size]]
+    groups = sampler.sample(prompts, group_size, limits)
+    completions = [c for group in groups for c in group]
+    answers = [env.step(c.text) for (env, _), c in zip(episodes, completions, strict=True)]
+    records = [
+        Record(m[-1]["content"], c.text, _verdict(info), c.stop)
+        for m, c, (*_, info) in zip(messages, completions, answers, strict=True)
+    ]
+    group = torch.arange(len(episodes)) // group_size
+    return pack([prompts[i] for i in group.tolist()], completions, records, group + first_group, version)
+
+
+def pack(
+    prompts: Sequence[tuple[int, ...]],
+    completions: Sequence[Completion],
+    records: Sequence[Record],
+    group: Tensor,
+    version: int,
+) -> Trajectories:
+    """Lay completions out as `[B, T]`. The reward comes with the last token, where the episode terminates.
+
+    A completion cut at its limit terminates too: the environment has judged it as it stands, and nothing follows.
+    """
+    lengths = torch.tensor([len(c.tokens) for c in completions])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    actions = torch.zeros(mask.shape, dtype=torch.long)
+    actions[mask] = torch.tensor([t for c in completions for t in c.tokens])
+    logp = torch.zeros(mask.shape)
+    logp[mask] = torch.tensor([x for c in completions for x in c.logp])
+    last = torch.zeros_like(mask)
+    last[torch.arange(len(lengths)), lengths - 1] = True
+    rewards = torch.zeros(mask.shape)
+    rewards[last] = torch.tensor([float(r.verdict.reward) for r in records])
+    return Trajectories(
+        observations=prompts,
+        actions=actions,
+        mask=mask,
+        logp=logp,
+        rewards=rewards,
+        terminated=last,
+        truncated=torch.zeros_like(mask),
+        group=group,
+        version=torch.full((len(lengths),), version),
+        records=tuple(records),
+    )
+
+
+def join(batches: Sequence[Trajectories]) -> Trajectories:
+    """Put batches one after the other, padded to the longest."""
+    longest = max(b.actions.shape[1] for b in batches)
+
+    def stack(name: str) -> Tensor:
+        columns: list[Tensor] = [getattr(b, name) for b in batches]
+        return torch.cat([torch.nn.functional.pad(c, (0, longest - c.shape[1])) for c in columns])
+
+    steps = {n: stack(n) for n in ("actions", "mask", "logp", "rewards", "terminated", "truncated")}
+    return Trajectories(
+        observations=[o for b in batches for o in b.observations],
+        **steps,
+        group=torch.cat([b.group for b in batches]),
+        version=torch.cat([b.version for b in batches]),
+        records=tuple(r for b in batches for r in b.records),
+    )
+
+
+def _verdict(info: dict[str, object]) -> Verdict:
+    verdict = info.get("verdict")
+    if not isinstance(verdict, Verdict):
+        raise TaskError(f"step() was asked for a verdict, but its info has {sorted(info)}. Put a Verdict at info['verdict'].")
+    return verdict
