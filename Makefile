@@ -27,7 +27,7 @@ setup: $(STAMP) ## make .venv with the pinned packages
 # A mark left behind means that an install was cut short: pip cannot tell half a package from a whole one, so .venv is made anew.
 $(STAMP): pyproject.toml constraints.txt
 	@python="$(PYTHON)"; "$${python:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "make setup: asked for Python 3.11 or newer, found $$("$${python:-python3}" --version 2>&1)." \
+		echo "make setup: asked for Python 3.11 or newer, found $$("$${python:-python3}" --version 2>/dev/null || echo none)." \
 			"Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test ! -e $(UNFINISHED) && $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| $(PYTHON) -m venv --clear .venv

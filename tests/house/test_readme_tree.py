@@ -139,3 +139,12 @@ def test_a_package_file_with_content_needs_its_line() -> None:
 def test_a_tree_that_cannot_be_read_says_so(readme: str) -> None:
     with pytest.raises(ValueError, match=r"README\.md"):
         compare(readme, FILES)
+
+
+def test_every_home_in_the_notation_is_there() -> None:
+    homes = [
+        line.rsplit("|", 2)[1] for line in (ROOT / "docs/notation.md").read_text().splitlines() if "`" in line
+    ]
+    paths = [path for home in homes for path in re.findall(r"`([a-z_/]+(?:/|\.py))`", home)]
+    assert len(paths) > 10
+    assert not [path for path in paths if not (ROOT / PACKAGE / path).exists()]

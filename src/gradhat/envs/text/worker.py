@@ -50,8 +50,9 @@ class Worker:
 
     def start(self) -> dict[str, Any]:
         """Start the process if it does not run; returns the reply to the opening, {} when it runs already."""
-        if self._process is not None:
+        if self._process is not None and self._process.poll() is None:
             return {}
+        self.stop()
         # -P: the script's own folder holds a `reasoning_gym.py` that must not shadow the package.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-B", str(self._script)],
