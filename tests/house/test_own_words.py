@@ -49,6 +49,7 @@ def test_the_project_speaks_of_itself_alone() -> None:
         ('open("/tm' + 'p/model")', "a path of one machine"),
         ("/hom" + "e/someone/x", "a path of one machine"),
         ("--index-url https://pyp" + "i.org/simple", "a host of a package registry"),
+        ("from registry.npmj" + "s.org", "a host of a package registry"),
         ("as issu" + "e 12 asks", "a number of a tracker"),
         ("done (#" + "7)", "a number of a tracker"),
         ("# TOD" + "O: later", "a promise"),

@@ -116,7 +116,7 @@ def update(
         gain = row.surrogate(log_ratio, part.adv.to(log_ratio.dtype), settings)
         if kl_loss is not None:
             gain = gain - settings.kl_coef * kl_loss(evaluation.logp, _reference(part))
-        return torch.where(part.mask, gain * row.reduce(part.mask, counts), 0).sum()
+        return torch.where(part.mask, gain * row.reduce(part.mask.to(gain.dtype), counts), 0).sum()
 
     for _ in range(settings.num_epochs):
         metrics |= ascend(policy, optimizer, active, objective)

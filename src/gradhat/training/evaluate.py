@@ -7,6 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gradhat.envs.text.task import Question, Task, judge
+from gradhat.policies.language.chat import Chat
+from gradhat.rollouts.engine import Limits, Sampler
 from gradhat.trajectories import Record
 
 SOLVED = 1.0
@@ -46,6 +49,28 @@ class Measurement:
         """Return the chance that at least one of `k` completions solves a question, averaged over questions."""
         n = len(self.records[0])
         return sum(pass_at_k(n, c, k) for c in self.solved()) / len(self.records)
+
+
+def measure(
+    task: Task,
+    questions: Sequence[Question],
+    sampler: Sampler,
+    chat: Chat,
+    limits: Limits,
+    *,
+    system: str,
+    num_samples: int,
+) -> Measurement:
+    """Sample `num_samples` completions of each question and let the task judge them."""
+    opening = [{"role": "system", "content": system}] if system else []
+    prompts = [chat.encode([*opening, {"role": "user", "content": q.text}]) for q in questions]
+    answers = sampler.sample(prompts, num_samples, limits)
+    return Measurement(
+        [
+            [Record(q.text, c.text, judge(task, q, c.text), c.stop) for c in completions]
+            for q, completions in zip(questions, answers, strict=True)
+        ]
+    )
 
 
 def accuracy_interval(solved: Sequence[int], num_samples: int) -> Interval:

@@ -1,9 +1,12 @@
 """Which questions a run trains on: a stream that can be continued, through levels that follow success."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from gradhat.envs.text.task import Question, Task, draw
+from gradhat.envs.text.env import SingleTurn
+from gradhat.envs.text.task import Task
+from gradhat.rollouts.episodes import Start
 from gradhat.training.seed import derive
 
 WINDOW = 32
@@ -11,14 +14,15 @@ WINDOW = 32
 
 
 class Source:
-    """Training questions of `levels`, easy to hard. The next level opens when the success rate reaches
-    `threshold`.
+    """Training episodes from `levels`, easy to hard: an iterator of start states that never ends.
 
-    Question number n is a pure function of (seed, n, level), so three numbers continue the stream.
+    The next level opens when the success rate reaches `threshold`. Start number n is a function of (seed, n, level) alone,
+    so a few numbers continue the stream.
     """
 
-    def __init__(self, levels: Sequence[Task], *, threshold: float, seed: int) -> None:
+    def __init__(self, levels: Sequence[Task], *, system: str, threshold: float, seed: int) -> None:
         self.levels = levels
+        self.system = system
         self.threshold = threshold
         self.seed = seed
         self.drawn = 0
@@ -28,22 +32,18 @@ class Source:
         self.success = 0.0
         """Their success rate: the mean of the first `WINDOW`, from then on a moving average."""
 
-    @property
-    def task(self) -> Task:
-        """The task of the present level."""
-        return self.levels[self.level]
+    def __iter__(self) -> "Source":
+        return self
 
-    def next(self) -> Question:
-        """Return the next question, never a held-out one."""
-        question = draw(self.task, "train", derive(self.seed, "question", self.drawn))
+    def __next__(self) -> Start:
         self.drawn += 1
-        return question
+        make = partial(SingleTurn, self.levels[self.level], "train", self.system)
+        return Start(make, derive(self.seed, "question", self.drawn))
 
     def observe(self, rates: Sequence[float]) -> None:
-        """Take in the success rate of each prompt of a step, silent ones included, and open the next level
-        when it is time.
+        """Take in the success rate of each prompt of a step, silent ones included; open the next level in time.
 
-        Without the silent ones, which are all right or all wrong, the rate would be drawn towards the middle.
+        Silent prompts are all right or all wrong: without them the rate would be drawn towards the middle.
         """
         for rate in rates:
             self.seen += 1

@@ -7,11 +7,12 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from gradhat.errors import ModelError
-from gradhat.policies.language.weights import load, read_config, resolve, save
 from safetensors.torch import load_file, save_file
 from tiny import add_tokenizer, change_json, our_logits, peer, peer_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gradhat.errors import ModelError
+from gradhat.policies.language.weights import load, read_config, resolve, save
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -165,7 +166,9 @@ def test_a_file_is_not_a_folder(folder: Path) -> None:
 def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"(?s)'someone/some-model'.*hub could not give it.*network.*smollm2-135m"):
+    with pytest.raises(
+        ModelError, match=r"(?s)'someone/some-model'.*hub could not give it.*network.*smollm2-135m"
+    ):
         resolve("someone/some-model")
 
 

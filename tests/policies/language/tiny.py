@@ -8,10 +8,11 @@ import gguf
 import numpy as np
 import torch
 import transformers
-from gradhat.policies.language.transformer import Transformer
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from gradhat.policies.language.transformer import Transformer
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -89,7 +90,11 @@ def add_tokenizer(folder: Path) -> None:
     }
     folder.mkdir(exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": TEMPLATE}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "chat_template": TEMPLATE,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 

@@ -7,9 +7,9 @@ product runs over exactly the active rows. Shapes: `B` active slots, `K` key-val
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from gradhat.policies.language.attention import SHORT, attention, hide
 from gradhat.policies.language.transformer import Transformer, TransformerConfig
 from gradhat.policies.language.tree import plant
 
@@ -57,18 +57,17 @@ class KVCache:
         rows = torch.arange(self.num_active)
         positions = self.lengths[: self.num_active].clone()
         self.lengths[: self.num_active] += 1
-        used = int(positions.max()) + 1
-        seen = torch.arange(used) <= positions[:, None]
-        bias = torch.zeros(seen.shape, dtype=self.store.dtype).masked_fill_(~seen, -torch.inf)[:, None, None]
+        # Short rows are read whole: a product over a part of each row would first copy that part.
+        room = self.store.shape[4]
+        used = room if room <= SHORT else int(positions.max()) + 1
+        bias = hide((torch.arange(used) <= positions[:, None])[:, None], self.store.dtype)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self.store[layer, 0, : self.num_active], self.store[layer, 1, : self.num_active]
+            keys, values = self.store[layer, :, : self.num_active]
             keys[rows, :, positions] = k
             values[rows, :, positions] = v
-            # The query heads of one key-value head are rows of one product: keys are neither repeated nor copied.
-            grouped = q.view(len(q), k.shape[1], -1, q.shape[-1])
-            out = F.scaled_dot_product_attention(grouped, keys[:, :, :used], values[:, :, :used], attn_mask=bias)
-            return out.reshape(len(q), -1)
+            keys, values = keys[:, :, :used].transpose(1, 2), values[:, :, :used].transpose(1, 2)
+            return attention(q[:, None], keys, values, bias).flatten(1)
 
         return model(tokens, positions, attend)
 
@@ -83,11 +82,12 @@ def read(model: Transformer, prompts: list[list[int]]) -> list[Trunk]:
 
 def _read(model: Transformer, prompts: list[list[int]]) -> list[Trunk]:
     tree = plant(prompts, [], [])
+    over_tree = tree.attend(model.dtype)
     kept: list[Tensor] = []
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         kept.append(torch.stack([k, v]))
-        return tree.attend(layer, q, k, v)
+        return over_tree(layer, q, k, v)
 
     hidden = model(tree.tokens, tree.positions, attend)
     lengths = [len(p) for p in prompts]

@@ -50,7 +50,12 @@ def parse_config(config: Json, where: Path) -> TransformerConfig:
     refuse_unsupported(config, where)
     family = config["model_type"]
     hidden, heads = number(config, "hidden_size", where), number(config, "num_attention_heads", where)
-    # transformers' own default head size is 128 for Qwen3 and hidden_size / heads for the others.
+    kv_heads = config.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise ModelError(
+            f"{where} has {heads} query heads, which {kv_heads} key-value heads cannot share evenly. Correct config.json."
+        )
+    # What transformers takes where nothing is given: 128 for Qwen3, hidden_size / heads for the others.
     head_dim = config.get("head_dim") or (128 if family == "qwen3" else hidden // heads)
     theta, scaling = read_rope(config, where)
     return TransformerConfig(
@@ -59,7 +64,7 @@ def parse_config(config: Json, where: Path) -> TransformerConfig:
         intermediate_size=number(config, "intermediate_size", where),
         num_layers=number(config, "num_hidden_layers", where),
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
+        num_kv_heads=kv_heads,
         head_dim=head_dim,
         max_positions=number(config, "max_position_embeddings", where),
         rope_theta=theta,
@@ -74,7 +79,7 @@ def parse_config(config: Json, where: Path) -> TransformerConfig:
 def number(config: Json, key: str, where: Path) -> int:
     """Return a required positive integer of `config`."""
     value = config.get(key)
-    if not isinstance(value, int) or value <= 0:
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise ModelError(
             f"{where}: {key} is needed as a positive integer, found {value!r}. Correct config.json."
         )
@@ -122,7 +127,9 @@ def read_rope(config: Json, where: Path) -> tuple[float, Llama3Rope | None]:
     """
     rope: Json = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    # Models with several kinds of layers nest one set of parameters per kind.
+    nested = any(isinstance(value, dict) for value in rope.values())
+    kind = "one per layer type" if nested else rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return theta, None
     if kind != "llama3":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradhat.policies.language.attention import pad
+from gradhat.policies.language.attention import pad, places_of
 from gradhat.policies.language.logprob import chunked_logp
 from gradhat.policies.language.transformer import Transformer
 from gradhat.policies.language.tree import plant
@@ -48,14 +48,15 @@ class LanguagePolicy:
         actions = trajectories.actions.tolist()
         # The last action has no successor to predict, so it is not an input.
         tree = plant(list(prompts), [actions[i][: max(0, n - 1)] for i, n in enumerate(lengths)], owner)
-        hidden = self.module(tree.tokens, tree.positions, tree.attend)
+        hidden = self.module(tree.tokens, tree.positions, tree.attend(self.module.dtype))
         length = trajectories.actions.shape[1]
         before = _states_before(tree.last_trunk_token(), tree.branch, tree.num_trunk_tokens, length)
         acted = trajectories.mask
         logp, entropy = chunked_logp(
             hidden.index_select(0, before[acted]), self.module.head_weight, trajectories.actions[acted], temperature=self.temperature
         )
-        return Evaluation(pad(logp, acted), pad(entropy, acted), None)
+        places = places_of(acted)
+        return Evaluation(pad(logp, places, acted.shape), pad(entropy, places, acted.shape), None)
 
 
 def _lengths(trajectories: Trajectories) -> list[int]:

@@ -81,9 +81,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layer: int, rotation: Tensor, attend: Attend) -> Tensor:
         c = self.config
-        q, k, v = self.qkv(self.attention_norm(x)).view(-1, c.num_heads + 2 * c.num_kv_heads, c.head_dim).split(
-            [c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1
-        )
+        heads = [c.num_heads, c.num_kv_heads, c.num_kv_heads]
+        q, k, v = self.qkv(self.attention_norm(x)).view(-1, sum(heads), c.head_dim).split(heads, dim=1)
         q, k = rotate(self.q_norm(q), rotation), rotate(self.k_norm(k), rotation)
         x = x + self.out(attend(layer, q, k, v))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
@@ -105,6 +104,11 @@ class Transformer(nn.Module):
     def head_weight(self) -> Tensor:
         """`[V, hidden_size]`; the embedding itself when tied."""
         return self.embed.weight if self.head is None else self.head.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type the network computes in."""
+        return self.norm.weight.dtype
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Return the final hidden states `[N, hidden_size]` of `tokens` (int64 `[N]`) at `positions` (int64 `[N]`)."""
@@ -134,13 +138,13 @@ def rope_frequencies(config: TransformerConfig) -> Tensor:
 
 
 def rope(config: TransformerConfig, positions: Tensor) -> Tensor:
-    """Return cosines and sines for each position, float32 `[2, N, 1, D]`, halves repeated."""
-    angles = positions.float()[:, None] * rope_frequencies(config).to(positions.device)
-    angles = torch.cat([angles, angles], dim=-1)[:, None]
-    return torch.stack([angles.cos(), angles.sin()])
+    """Return cos and ∓sin for each position, float32 `[2, N, 1, D]`: (cos, cos) and (−sin, sin), in halves."""
+    angles = positions.float()[:, None, None] * rope_frequencies(config).to(positions.device)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotate the channel pairs (i, i + D/2) of `x` `[N, heads, D]`: x · cos + (−x₂, x₁) · sin."""
+    """Rotate the channel pairs (i, i + D/2) of `x` `[N, heads, D]` by the angles of `rope`."""
     low, high = x.chunk(2, dim=-1)
-    return x * rotation[0] + torch.cat([-high, low], dim=-1) * rotation[1]
+    return x * rotation[0] + torch.cat([high, low], dim=-1) * rotation[1]

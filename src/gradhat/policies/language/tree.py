@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradhat.policies.language.attention import attention, pad, unpad
+from gradhat.policies.language.attention import attention, hide, pad, places_of, unpad
+from gradhat.policies.language.transformer import Attend
 
 
 @dataclass(frozen=True)
@@ -40,27 +41,34 @@ class Tree:
         """Stream index of the last token of each branch's trunk, int64 `[C]`."""
         return (self.trunk.sum(-1).cumsum(0) - 1)[self.owner]
 
-    def attend(self, _layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention over the tree. `q` `[N, H, D]`, `k` and `v` `[N, K, D]`; returns `[N, H * D]`."""
+    def attend(self, dtype: torch.dtype) -> Attend:
+        """Return the attention over this tree for a network that computes in `dtype`."""
+        trunk, branch, owner = self.trunk, self.branch, self.owner
         cut = [self.num_trunk_tokens, len(self.tokens) - self.num_trunk_tokens]
-        (q_trunk, q_branch), (k_trunk, k_branch), (v_trunk, v_branch) = q.split(cut), k.split(cut), v.split(cut)
-        k_trunk, v_trunk = pad(k_trunk, self.trunk), pad(v_trunk, self.trunk)
-        causal = torch.ones(self.trunk.shape[1], self.trunk.shape[1], dtype=torch.bool).tril()
-        out_trunk = unpad(attention(pad(q_trunk, self.trunk), k_trunk, v_trunk, causal[None]), self.trunk)
-        if cut[1] == 0:
-            return out_trunk.flatten(1)
-        keys = torch.cat([k_trunk[self.owner], pad(k_branch, self.branch)], dim=1)
-        values = torch.cat([v_trunk[self.owner], pad(v_branch, self.branch)], dim=1)
-        own = torch.ones(self.branch.shape[1], self.branch.shape[1], dtype=torch.bool).tril()
-        seen = torch.cat(
-            [
-                self.trunk[self.owner][:, None].expand(-1, self.branch.shape[1], -1),
-                own[None].expand(len(self.owner), -1, -1),
-            ],
-            dim=2,
-        )
-        out_branch = unpad(attention(pad(q_branch, self.branch), keys, values, seen), self.branch)
-        return torch.cat([out_trunk, out_branch]).flatten(1)
+        trunk_places, branch_places = places_of(trunk), places_of(branch)
+        trunk_bias = hide(_causal(trunk.shape[1])[None], dtype)
+        of_trunk = trunk[owner][:, None].expand(-1, branch.shape[1], -1)
+        own = _causal(branch.shape[1])[None].expand(len(owner), -1, -1)
+        branch_bias = hide(torch.cat([of_trunk, own], dim=2), dtype)
+
+        def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            (q_trunk, q_branch), (k_trunk, k_branch), (v_trunk, v_branch) = q.split(cut), k.split(cut), v.split(cut)
+            q_rows, k_rows, v_rows = (pad(x, trunk_places, trunk.shape) for x in (q_trunk, k_trunk, v_trunk))
+            out_trunk = unpad(attention(q_rows, k_rows, v_rows, trunk_bias), trunk_places)
+            if not cut[1]:
+                return out_trunk.flatten(1)
+            q_own, k_own, v_own = (pad(x, branch_places, branch.shape) for x in (q_branch, k_branch, v_branch))
+            keys = torch.cat([k_rows.index_select(0, owner), k_own], dim=1)
+            values = torch.cat([v_rows.index_select(0, owner), v_own], dim=1)
+            out_branch = unpad(attention(q_own, keys, values, branch_bias), branch_places)
+            return torch.cat([out_trunk, out_branch]).flatten(1)
+
+        return attend
+
+
+def _causal(length: int) -> Tensor:
+    """Who sees whom in one row, bool `[length, length]`: each place itself and what is before it."""
+    return torch.ones(length, length, dtype=torch.bool).tril()
 
 
 def plant(prompts: Sequence[Sequence[int]], branches: Sequence[Sequence[int]], owner: Sequence[int]) -> Tree:

@@ -1,0 +1,338 @@
+"""The training loop: sample, learn, log, save. It knows no algorithm: what learns is a function it is given.
+
+A run is a pure function of its config. Every random number follows from (seed, step, ...), the data cursor is a few numbers,
+so a run that goes on from a checkpoint repeats what it would have done, to the bit.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gradhat.algorithms import grpo
+from gradhat.algorithms.grpo_family import FAMILY
+from gradhat.envs.text.load import load_task
+from gradhat.envs.text.task import Question, Task, check, held_out_set
+from gradhat.errors import RunError
+from gradhat.estimators.group import silent
+from gradhat.policies.language import weights
+from gradhat.policies.language.chat import Chat
+from gradhat.policies.language.policy import LanguagePolicy
+from gradhat.rollouts.engine import Engine, Limits
+from gradhat.rollouts.episodes import Experience, collect
+from gradhat.training import checkpoint, machine, metrics
+from gradhat.training.checkpoint import Checkpoint
+from gradhat.training.config import TrainConfig
+from gradhat.training.evaluate import Interval, Measurement, measure
+from gradhat.training.interrupt import Interrupt
+from gradhat.training.log import Log, non_finite
+from gradhat.training.model import compute_dtype, keep_freed_memory, set_threads
+from gradhat.training.optim import MasterAdamW
+from gradhat.training.run_folder import RunFolder
+from gradhat.training.seed import derive
+from gradhat.training.source import Source
+from gradhat.trajectories import Trajectories
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+Learn = Callable[[Trajectories], tuple[Trajectories, dict[str, float]]]
+"""A batch → the batch with its credit, and metrics. The policy has moved."""
+
+
+@dataclass
+class Session:
+    """A run in memory: what is made once, and where it stands."""
+
+    config: TrainConfig
+    model: Path
+    """The model folder the run started from, whose tokenizer goes into every checkpoint."""
+    task: Task
+    held_out: list[Question]
+    """Every held-out question, up to `final_questions`."""
+    chat: Chat
+    engine: Engine
+    optimizer: MasterAdamW
+    learn: Learn
+    source: Source
+    step: int = 0
+    """Steps done."""
+    version: int = 0
+    """Optimiser steps the weights have seen: skipped ones do not count, epochs do."""
+    skipped: int = 0
+    """Steps in a row, up to the present, that a non-finite gradient spoilt."""
+    num_tokens: int = 0
+    """Tokens of prompts and completions so far."""
+
+    def cursor(self) -> dict[str, Any]:
+        """Return what `resume` needs besides weights and moments, as plain values."""
+        counts = {"version": self.version, "skipped": self.skipped, "num_tokens": self.num_tokens}
+        return {"source": self.source.state(), **counts}
+
+    def resume(self, found: Checkpoint) -> None:
+        """Stand where the checkpoint was taken."""
+        self.optimizer.restore(found.masters(), found.optimizer())
+        self.source.restore(found.cursor["source"])
+        self.step = found.step
+        self.version = found.cursor["version"]
+        self.skipped = found.cursor["skipped"]
+        self.num_tokens = found.cursor["num_tokens"]
+
+
+def train(run: RunFolder, config: TrainConfig) -> int:
+    """Train in `run` until the last step or Ctrl-C, from its newest whole checkpoint if it has one.
+
+    Returns the exit code: 0, or 130 after Ctrl-C, when the step in hand was finished and saved.
+    """
+    set_threads(config.num_threads)
+    keep_freed_memory()
+    found, damage = checkpoint.newest(run.checkpoints)
+    done = found.step if found else 0
+    if done >= config.num_steps and (run.path / "summary.json").exists():
+        raise RunError(
+            f"resume {run.path}: all its {config.num_steps} steps are done. Go on with --num-steps MORE, "
+            f"or look at it: gradhat eval {run.path}"
+        )
+    run.rewind(found.step if found else -1)
+    with Log(config.num_steps, done) as log:
+        for line in [*damage, *_note_machine(run)]:
+            log.warn(line)
+        session = prepare(config, found)
+        log.say(_opening(run, session))
+        with Interrupt(lambda: log.say("finishing this step, then saving; Ctrl-C again stops at once")) as interrupt:
+            if found is None:
+                _measure_start(run, log, session)
+            while session.step < config.num_steps and not interrupt.asked:
+                _advance(run, log, session)
+            return _close(run, log, session)
+
+
+def prepare(config: TrainConfig, found: Checkpoint | None) -> Session:
+    """Load the task and the model and put the parts together, as they were at `found` if there is one."""
+    levels = [load_task(spec) for spec in (*config.curriculum, config.task)]
+    for task in levels:
+        check(task)
+    model = weights.resolve(config.model)
+    chat = Chat.read(model)
+    network = weights.load(found.path if found else model, compute_dtype(config.dtype))
+    policy = LanguagePolicy(network, config.temperature, config.token_budget)
+    optimizer = MasterAdamW(
+        network,
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )
+    session = Session(
+        config=config,
+        model=model,
+        task=levels[-1],
+        held_out=held_out_set(levels[-1], config.final_questions, derive(config.seed, "held_out")),
+        chat=chat,
+        engine=Engine(network, chat, num_slots=config.num_slots),
+        optimizer=optimizer,
+        learn=group_family(config, policy, optimizer, model),
+        source=Source(levels, system=config.system, threshold=config.curriculum_threshold, seed=config.seed),
+    )
+    if found is not None:
+        session.resume(found)
+    return session
+
+
+def group_family(config: TrainConfig, policy: LanguagePolicy, optimizer: MasterAdamW, model: Path) -> Learn:
+    """Return the function that learns from a batch by the algorithm of `config`."""
+    row = FAMILY[config.algorithm]
+    settings = grpo.Settings(
+        config.max_new_tokens, config.clip_low, config.clip_high, config.kl_coef, config.num_epochs
+    )
+    reference = None
+    if config.kl_coef > 0:
+        frozen = weights.load(model, compute_dtype(config.dtype)).requires_grad_(False)
+        reference = LanguagePolicy(frozen, config.temperature, config.token_budget)
+
+    def learn(batch: Trajectories) -> tuple[Trajectories, dict[str, float]]:
+        known = batch if reference is None else grpo.refer(reference, batch)
+        credited = grpo.credit(row, settings, known)
+        return credited, grpo.update(policy, optimizer, credited, row, settings)
+
+    return learn
+
+
+def _advance(run: RunFolder, log: Log, session: Session) -> None:
+    """Take one step: sample, learn, measure, log, save."""
+    config, clock = session.config, Clock()
+    session.step += 1
+    session.optimizer.lr = config.lr * min(1.0, session.step / max(1, config.lr_warmup_steps))
+    experience = _sample(session)
+    clock.lap("sample")
+    batch, values = session.learn(experience.sampled.select(experience.chosen))
+    clock.lap("update")
+    values |= metrics.of_experience(experience, config.num_prompts) | _count(session, experience.sampled, values)
+    run.write_rollouts(session.step, experience.sampled, dict(zip(experience.chosen.tolist(), _rows(batch), strict=True)))
+    if session.step % config.eval_every == 0:
+        measured = _measure(session, session.held_out[: config.eval_questions], config.eval_samples)
+        values |= _held_out(measured)
+        log.sample(session.step, batch.records[session.step % len(batch)])
+        clock.lap("evaluate")
+    values |= clock.metrics(int(experience.sampled.mask.sum()))
+    _record(run, log, session.step, values)
+    if session.step % config.checkpoint_every == 0 or session.step == config.num_steps:
+        save(run, session)
+    _stop_when_stuck(run, session)
+
+
+def _sample(session: Session) -> Experience:
+    """Sample the experience of the present step with the present weights."""
+    config = session.config
+    return collect(
+        session.source,
+        session.chat,
+        session.engine,
+        Limits(config.max_new_tokens, config.temperature, seed=derive(config.seed, "sample", session.step)),
+        num_prompts=config.num_prompts,
+        group_size=config.group_size,
+        version=session.version,
+        silent=silent,
+        max_replacements=config.max_replacements if config.replace_silent else 0,
+    )
+
+
+def _count(session: Session, sampled: Trajectories, learned: dict[str, float]) -> dict[str, float]:
+    """Bring the session's counts up to date with one batch; return those that are metrics."""
+    stepped, spoilt = "grad_norm" in learned, learned.get("skipped", 0.0) > 0
+    session.version += session.config.num_epochs if stepped and not spoilt else 0
+    session.skipped = session.skipped + 1 if spoilt else 0
+    session.num_tokens += metrics.num_tokens(sampled)
+    values = {
+        "num_tokens": float(session.num_tokens),
+        "learning_rate": session.optimizer.lr,
+        "num_skipped": float(session.skipped),
+    }
+    if len(session.source.levels) > 1:
+        values["curriculum/level"] = float(session.source.level)
+    session.source.observe(metrics.success_rates(sampled))
+    return values
+
+
+def save(run: RunFolder, session: Session) -> Path:
+    """Write the checkpoint of the present step and drop the oldest."""
+    return checkpoint.save(
+        run.checkpoints,
+        session.step,
+        session.optimizer.masters(),
+        session.optimizer.state(),
+        session.cursor(),
+        config=session.engine.model.config,
+        source=session.model,
+        keep=session.config.keep_checkpoints,
+    )
+
+
+def _measure(session: Session, questions: list[Question], num_samples: int, *, greedy: bool = False) -> Measurement:
+    """Measure the present weights on held-out questions, at the training temperature or greedily."""
+    config = session.config
+    limits = Limits(
+        config.max_new_tokens,
+        0.0 if greedy else config.temperature,
+        seed=derive(config.seed, "held_out", session.step, num_samples),
+    )
+    return measure(
+        session.task,
+        questions,
+        session.engine,
+        session.chat,
+        limits,
+        system=config.system,
+        num_samples=num_samples,
+    )
+
+
+def _held_out(measured: Measurement) -> dict[str, float]:
+    accuracy = measured.accuracy()
+    return {
+        "held_out/accuracy": accuracy.mean,
+        "held_out/low": accuracy.low,
+        "held_out/high": accuracy.high,
+        "held_out/reward": measured.reward(),
+    }
+
+
+def _record(run: RunFolder, log: Log, step: int, values: dict[str, float]) -> None:
+    """Write one line of metrics and show it. Names of numbers that are not finite stand beside it."""
+    bad = non_finite(values)
+    run.append_metrics({"step": step, **values, **({"non_finite": bad} if bad else {})})
+    log.step(step, values)
+
+
+def _measure_start(run: RunFolder, log: Log, session: Session) -> None:
+    config = session.config
+    measured = _measure(session, session.held_out[: config.eval_questions], config.eval_samples)
+    _record(run, log, 0, _held_out(measured))
+
+
+def _stop_when_stuck(run: RunFolder, session: Session) -> None:
+    """RunError after too many steps in a row without a finite gradient."""
+    if session.skipped < session.config.max_skipped_steps:
+        return
+    raise RunError(
+        f"step {session.step} of {run.path}: the gradient was not finite in the last {session.skipped} steps, and each "
+        f"was skipped. Lower --lr or --max-grad-norm in a new run. Checkpoints before this are in {run.checkpoints}."
+    )
+
+
+def _close(run: RunFolder, log: Log, session: Session) -> int:
+    """Save if Ctrl-C came between checkpoints, or measure the finished run and write its summary."""
+    config = session.config
+    if session.step < config.num_steps:
+        if session.step % config.checkpoint_every and session.step > 0:
+            save(run, session)
+        log.say(f"stopped after step {session.step}. Go on with: gradhat train --resume {run.path}")
+        return INTERRUPTED
+    sampled = _measure(session, session.held_out, config.final_samples)
+    greedy = _measure(session, session.held_out, 1, greedy=True)
+    first = next((line for line in run.read_metrics() if line["step"] == 0), {})
+    summary = {
+        "steps": session.step,
+        "num_tokens": session.num_tokens,
+        "before": {key: first.get(f"held_out/{key}") for key in ("accuracy", "low", "high", "reward")},
+        "after": {**asdict(sampled.accuracy()), "reward": sampled.reward()},
+        "after_greedy": {**asdict(greedy.accuracy()), "reward": greedy.reward()},
+        "questions": len(session.held_out),
+        "samples": config.final_samples,
+        "checkpoint": str(checkpoint.steps(run.checkpoints)[0].relative_to(run.path)),
+    }
+    run.write_json("summary.json", summary)
+    log.say(_closing(run, sampled.accuracy(), greedy.accuracy(), session))
+    return 0
+
+
+def _closing(run: RunFolder, sampled: Interval, greedy: Interval, session: Session) -> str:
+    return (
+        f"done. {len(session.held_out)} held-out questions: sampled {sampled.mean:.3f} "
+        f"[{sampled.low:.3f}, {sampled.high:.3f}], greedy {greedy.mean:.3f} [{greedy.low:.3f}, {greedy.high:.3f}]\n"
+        f"talk to it: gradhat chat {run.path}"
+    )
+
+
+def _opening(run: RunFolder, session: Session) -> str:
+    network, config = session.engine.model, session.config
+    size = sum(p.numel() for p in network.parameters())
+    where = f", from step {session.step}" if session.step else ""
+    return (
+        f"run    {run.path}{where}\n"
+        f"model  {config.model}: {size / 1e6:.0f}M parameters in {str(network.embed.weight.dtype).removeprefix('torch.')}\n"
+        f"task   {config.task}: {len(session.held_out)} questions held out"
+    )
+
+
+def _note_machine(run: RunFolder) -> list[str]:
+    """Write env.json, with those of earlier starts in it; return a warning when a bit-exact continuation is lost."""
+    now = machine.describe()
+    earlier: list[dict[str, Any]] = []
+    if (run.path / "env.json").exists():
+        before = run.read_json("env.json")
+        earlier = [*before.pop("earlier", []), before]
+    run.write_json("env.json", {**now, "earlier": earlier} if earlier else now)
+    changed = machine.changes(earlier[-1], now) if earlier else []
+    return [f"{', '.join(changed)} changed since the run stopped: it goes on, but not to the bit"] if changed else []

@@ -1,0 +1,67 @@
+"""What a batch of experience says in numbers, under TRL's names where they exist."""
+
+import math
+from collections import defaultdict
+
+from gradhat.estimators.group import silent
+from gradhat.rollouts.episodes import Experience
+from gradhat.training.evaluate import SOLVED, mean_interval
+from gradhat.trajectories import Trajectories
+
+
+def of_experience(experience: Experience, num_prompts: int) -> dict[str, float]:
+    """Return the metrics of one step's samples.
+
+    Rewards, lengths and silence are those of everything that was sampled. The batch that is learned from is chosen by its
+    rewards, so its mean would say less. Groups have one size.
+    """
+    sampled = experience.sampled
+    returns, rewards = sampled.returns(), _by_group(sampled)
+    means = [sum(group) / len(group) for group in rewards]
+    interval = mean_interval(means)
+    lengths = [int(n) for n in sampled.mask.sum(-1)]
+    metrics = {
+        "reward": interval.mean,
+        "reward_std": sum(map(_deviation, rewards)) / len(rewards),
+        "frac_reward_zero_std": float(silent(returns, sampled.group).float().mean()),
+        "num_replaced": float(len(rewards) - num_prompts),
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": sum(r.stop == "length" for r in sampled.records) / len(sampled),
+    }
+    if math.isfinite(interval.low):
+        metrics |= {"reward_low": interval.low, "reward_high": interval.high}
+    return metrics | _parts(sampled)
+
+
+def success_rates(sampled: Trajectories) -> list[float]:
+    """Return the share of completions that solve each prompt, in the order in which the prompts were sampled."""
+    return [sum(reward >= SOLVED for reward in group) / len(group) for group in _by_group(sampled)]
+
+
+def num_tokens(sampled: Trajectories) -> int:
+    """Return the tokens of prompts and completions, each prompt counted for each of its completions as TRL does."""
+    return sum(map(len, sampled.observations)) + int(sampled.mask.sum())
+
+
+def _by_group(sampled: Trajectories) -> list[list[float]]:
+    groups: defaultdict[int, list[float]] = defaultdict(list)
+    for group, reward in zip(sampled.group.tolist(), sampled.returns().tolist(), strict=True):
+        groups[group].append(reward)
+    return list(groups.values())
+
+
+def _deviation(rewards: list[float]) -> float:
+    """Return the sample standard deviation; 0 for a group of one."""
+    mean = sum(rewards) / len(rewards)
+    return math.sqrt(sum((r - mean) ** 2 for r in rewards) / max(1, len(rewards) - 1))
+
+
+def _parts(sampled: Trajectories) -> dict[str, float]:
+    """Return the mean of each component of the reward, over the completions whose verdict names it."""
+    parts: defaultdict[str, list[float]] = defaultdict(list)
+    for record in sampled.records:
+        for name, value in record.verdict.parts.items():
+            parts[name].append(value)
+    return {f"rewards/{name}/mean": sum(values) / len(values) for name, values in parts.items()}
