@@ -24,7 +24,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv with the pinned packages
 
-# A mark left behind means that an install was cut short: pip cannot tell half a package from a whole one, so .venv is made anew.
+# A mark left behind means that an install was cut short. pip cannot tell half a package from a whole one: .venv is made anew.
 $(STAMP): pyproject.toml constraints.txt
 	@python="$(PYTHON)"; "$${python:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "make setup: asked for Python 3.11 or newer, found $$("$${python:-python3}" --version 2>/dev/null || echo none)." \

@@ -147,6 +147,8 @@ def test_a_wrong_door_is_found(tmp_path: Path, file: str, source: str) -> None:
             "from gradhat.estimators import group\nfrom gradhat.policies.language import policy",
         ),
         ("scale/ray.py", "from gradhat.training.loop import train"),
+        ("cli/train.py", "from gradhat.training.loop import train"),
+        ("cli/main.py", "import typing\nif typing.TYPE_CHECKING:\n    from gradhat.training.loop import Run"),
         (
             "cli/main.py",
             "from gradhat.errors import GradhatError\ndef main():\n    from gradhat.recipes import one",

@@ -97,6 +97,7 @@ def function_of(lines: int) -> str:
         (swallowed_errors, "a.py", "try:\n    f()\nexcept ValueError:\n    pass", 1),
         (swallowed_errors, "a.py", "try:\n    f()\nexcept:\n    ...", 1),
         (swallowed_errors, "a.py", "with contextlib.suppress(ValueError, Exception):\n    f()", 1),
+        (swallowed_errors, "a.py", "try:\n    f()\nexcept ValueError:\n    'why'\n    g()", 0),
         (swallowed_errors, "a.py", "with suppress(ValueError):\n    f()", 0),
         (swallowed_errors, "a.py", "try:\n    f()\nexcept ValueError as e:\n    raise E() from e", 0),
         (work_at_import, "src/gradhat/a.py", "import torch\ntorch.manual_seed(0)", 1),

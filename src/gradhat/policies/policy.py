@@ -8,7 +8,10 @@ from gradhat.trajectories import Trajectories
 
 
 class Evaluation(NamedTuple):
-    """The policy's view of trajectories, with gradient. All `[B, T]`; values are None for a policy without a critic."""
+    """The policy's view of trajectories, with gradient. All `[B, T]`.
+
+    `values` is None for a policy without a critic.
+    """
 
     logp: Tensor
     entropy: Tensor
@@ -24,7 +27,10 @@ class Policy(Protocol):
         ...
 
     def split(self, trajectories: Trajectories) -> list[list[int]]:
-        """Cut a batch into micro-batches that fit in memory: the rows of each. Every row is in exactly one."""
+        """Cut a batch into micro-batches that fit in memory: the rows of each.
+
+        Every row is in exactly one. An empty batch has none.
+        """
         ...
 
     def evaluate(self, trajectories: Trajectories) -> Evaluation:

@@ -1,7 +1,8 @@
 """From logits to a token and the log-probability of the distribution it was really drawn from.
 
-`torch.multinomial` over 49,152 tokens costs as much as the whole 135M-parameter network on a processor. Here a token is the
-inverse of the cumulative distribution at one uniform number, found in two levels: which block, then where in the block.
+`torch.multinomial` over 49,152 tokens costs as much as the whole 135M-parameter network on a processor. Here
+a token is the inverse of the cumulative distribution at one uniform number, found in two levels: which block,
+then where in the block.
 
 Shapes: `B` rows, `V` vocabulary.
 """
@@ -23,16 +24,23 @@ class Draw(NamedTuple):
 
 
 def greedy(logits: Tensor) -> Draw:
-    """The most likely token. The distribution is a point, so its log-probability is 0."""
-    return Draw(logits.argmax(-1), torch.zeros(len(logits)))
+    """Return the most likely token of each row of `logits` `[B, V]`, of equals the first.
+
+    The distribution is a point, so the log-probability is 0; NaN where the largest logit is not finite.
+    """
+    largest, tokens = logits.max(-1)
+    return Draw(tokens, (largest - largest).float())
 
 
-def draw(logits: Tensor, uniforms: Tensor, *, temperature: float, top_k: int, top_p: float, min_p: float) -> Draw:
+def draw(
+    logits: Tensor, uniforms: Tensor, *, temperature: float, top_k: int, top_p: float, min_p: float
+) -> Draw:
     """Draw one token a row from softmax(logits / temperature), truncated and renormalised.
 
-    `logits` `[B, V]`, `uniforms` float64 `[B]` in [0, 1). Truncation in this order, each on what the last one left:
-    `top_k` most likely tokens (0: all), the smallest set with mass `top_p` (1: all; Holtzman et al. 2020), tokens of at
-    least `min_p` times the largest probability (0: all; Nguyen et al. 2024).
+    `logits` `[B, V]`, `uniforms` float64 `[B]` in [0, 1). Truncation in this order, each on what the last one
+    left: the `top_k` most likely tokens (0: all), the smallest set with mass `top_p` (1: all; Holtzman et al.
+    2020), the tokens of at least `min_p` times the largest probability (0: all; Nguyen et al. 2024). Where
+    the largest logit is not finite, the log-probability is NaN and the token means nothing.
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     weights = wide.sub(wide.amax(-1, keepdim=True)).div_(temperature).exp_()
@@ -41,12 +49,13 @@ def draw(logits: Tensor, uniforms: Tensor, *, temperature: float, top_k: int, to
     if top_p < 1.0:
         weights = keep_top_p(weights, top_p)
     if min_p > 0.0:
-        weights = weights * (weights >= min_p * weights.amax(-1, keepdim=True))
+        # The largest weight is exp(0) = 1.
+        weights = weights * (weights >= min_p)
     return inverse_cdf(weights, uniforms)
 
 
 def keep_top_k(weights: Tensor, k: int) -> Tensor:
-    """Zero all but the `k` largest weights of each row `[B, V]`."""
+    """Zero all but the `k` largest weights of each row `[B, V]`. Of equals at the border, some stay and some go."""
     top = weights.topk(min(k, weights.shape[-1]), dim=-1)
     return torch.zeros_like(weights).scatter_(-1, top.indices, top.values)
 
@@ -60,17 +69,23 @@ def keep_top_p(weights: Tensor, p: float) -> Tensor:
 
 
 def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Draw:
-    """Draw in proportion to `weights` `[B, V]` (at least 0, not all 0): the first token whose running sum exceeds u · total."""
+    """Return the first token of each row whose running sum of weights exceeds u · total.
+
+    `weights` `[B, V]`, at least 0 and not all 0; `uniforms` float64 `[B]` in [0, 1). A token of weight 0 is
+    never drawn. Sums round as the weights' type does: with float32 weights, the border between two blocks is
+    right to about 1e-7 of the total.
+    """
     rows = torch.arange(len(weights))
     blocks = F.pad(weights, (0, -weights.shape[-1] % BLOCK)).view(len(weights), -1, BLOCK)
-    running = blocks.sum(-1).double().cumsum(-1)
+    sums = blocks.sum(-1).double()
+    running = sums.cumsum(-1)
     total = running[:, -1]
     target = uniforms * total
     block = torch.searchsorted(running, target[:, None], right=True)[:, 0].clamp_(max=running.shape[1] - 1)
     inside = blocks[rows, block]
     fine = inside.double().cumsum(-1)
-    rest = target - (running[rows, block] - blocks.sum(-1)[rows, block].double())
-    # Block sums are float32, the sum inside is float64: rounding must not carry the target past the block's last weight.
+    rest = target - (running[rows, block] - sums[rows, block])
+    # Block sums are float32, the sum inside is float64: rounding must not carry the target past the last weight.
     rest = torch.minimum(rest, fine[:, -1] * (1 - 1e-12)).clamp_(min=0)
     place = torch.searchsorted(fine, rest[:, None], right=True)[:, 0].clamp_(max=BLOCK - 1)
     return Draw(block * BLOCK + place, (inside[rows, place].double().log() - total.log()).float())

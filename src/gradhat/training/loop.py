@@ -14,7 +14,7 @@ from gradhat.algorithms import grpo
 from gradhat.algorithms.grpo_family import FAMILY
 from gradhat.envs.text.load import load_task
 from gradhat.envs.text.task import Question, Task, check, held_out_set
-from gradhat.errors import RunError
+from gradhat.errors import RunError, TaskError
 from gradhat.estimators.group import silent
 from gradhat.policies.language import weights
 from gradhat.policies.language.chat import Chat
@@ -29,7 +29,7 @@ from gradhat.training.interrupt import Interrupt
 from gradhat.training.log import Log, non_finite
 from gradhat.training.model import compute_dtype, keep_freed_memory, set_threads
 from gradhat.training.optim import MasterAdamW
-from gradhat.training.run_folder import RunFolder
+from gradhat.training.run_folder import RunFolder, step_of
 from gradhat.training.seed import derive
 from gradhat.training.source import Source
 from gradhat.trajectories import Trajectories
@@ -102,10 +102,13 @@ def train(run: RunFolder, config: TrainConfig) -> int:
         log.say(_opening(run, session))
         with Interrupt(lambda: log.say("finishing this step, then saving; Ctrl-C again stops at once")) as interrupt:
             if found is None:
-                _measure_start(run, log, session)
+                measured = _measure(session, session.held_out[: config.eval_questions], config.eval_samples)
+                _record(run, log, 0, _held_out(measured))
             while session.step < config.num_steps and not interrupt.asked:
                 _advance(run, log, session)
-            return _close(run, log, session)
+            if interrupt.asked:
+                return _stop(run, log, session)
+            return _finish(run, log, session)
 
 
 def prepare(config: TrainConfig, found: Checkpoint | None) -> Session:
@@ -113,6 +116,12 @@ def prepare(config: TrainConfig, found: Checkpoint | None) -> Session:
     levels = [load_task(spec) for spec in (*config.curriculum, config.task)]
     for task in levels:
         check(task)
+    held_out = held_out_set(levels[-1], config.final_questions, derive(config.seed, "held_out"))
+    if not held_out:
+        raise TaskError(
+            f"{config.task}: held-out questions were asked for; found none among those it draws. "
+            f"Give the task more distinct questions: a fifth of them is held out."
+        )
     model = weights.resolve(config.model)
     chat = Chat.read(model)
     network = weights.load(found.path if found else model, compute_dtype(config.dtype))
@@ -128,7 +137,7 @@ def prepare(config: TrainConfig, found: Checkpoint | None) -> Session:
         config=config,
         model=model,
         task=levels[-1],
-        held_out=held_out_set(levels[-1], config.final_questions, derive(config.seed, "held_out")),
+        held_out=held_out,
         chat=chat,
         engine=Engine(network, chat, num_slots=config.num_slots),
         optimizer=optimizer,
@@ -161,7 +170,7 @@ def group_family(config: TrainConfig, policy: LanguagePolicy, optimizer: MasterA
 
 def _advance(run: RunFolder, log: Log, session: Session) -> None:
     """Take one step: sample, learn, measure, log, save."""
-    config, clock = session.config, Clock()
+    config, clock = session.config, metrics.Clock()
     session.step += 1
     session.optimizer.lr = config.lr * min(1.0, session.step / max(1, config.lr_warmup_steps))
     experience = _sample(session)
@@ -169,13 +178,15 @@ def _advance(run: RunFolder, log: Log, session: Session) -> None:
     batch, values = session.learn(experience.sampled.select(experience.chosen))
     clock.lap("update")
     values |= metrics.of_experience(experience, config.num_prompts) | _count(session, experience.sampled, values)
-    run.write_rollouts(session.step, experience.sampled, dict(zip(experience.chosen.tolist(), _rows(batch), strict=True)))
+    if session.source.observe(metrics.success_rates(experience.sampled)):
+        log.say(f"level {session.source.level + 1} of {len(session.source.levels)} opens")
+    run.write_rollouts(session.step, experience.sampled, experience.chosen, batch.adv)
     if session.step % config.eval_every == 0:
         measured = _measure(session, session.held_out[: config.eval_questions], config.eval_samples)
         values |= _held_out(measured)
         log.sample(session.step, batch.records[session.step % len(batch)])
         clock.lap("evaluate")
-    values |= clock.metrics(int(experience.sampled.mask.sum()))
+    values |= clock.times(int(experience.sampled.mask.sum()))
     _record(run, log, session.step, values)
     if session.step % config.checkpoint_every == 0 or session.step == config.num_steps:
         save(run, session)
@@ -211,7 +222,6 @@ def _count(session: Session, sampled: Trajectories, learned: dict[str, float]) -
     }
     if len(session.source.levels) > 1:
         values["curriculum/level"] = float(session.source.level)
-    session.source.observe(metrics.success_rates(sampled))
     return values
 
 
@@ -265,12 +275,6 @@ def _record(run: RunFolder, log: Log, step: int, values: dict[str, float]) -> No
     log.step(step, values)
 
 
-def _measure_start(run: RunFolder, log: Log, session: Session) -> None:
-    config = session.config
-    measured = _measure(session, session.held_out[: config.eval_questions], config.eval_samples)
-    _record(run, log, 0, _held_out(measured))
-
-
 def _stop_when_stuck(run: RunFolder, session: Session) -> None:
     """RunError after too many steps in a row without a finite gradient."""
     if session.skipped < session.config.max_skipped_steps:
@@ -281,14 +285,18 @@ def _stop_when_stuck(run: RunFolder, session: Session) -> None:
     )
 
 
-def _close(run: RunFolder, log: Log, session: Session) -> int:
-    """Save if Ctrl-C came between checkpoints, or measure the finished run and write its summary."""
+def _stop(run: RunFolder, log: Log, session: Session) -> int:
+    """Save what Ctrl-C interrupted, unless this step is saved already, and say how to go on."""
+    saved = [step_of(path) for path in checkpoint.steps(run.checkpoints)]
+    if session.step not in [0, *saved]:
+        save(run, session)
+    log.say(f"stopped after step {session.step}. Go on with: gradhat train --resume {run.path}")
+    return INTERRUPTED
+
+
+def _finish(run: RunFolder, log: Log, session: Session) -> int:
+    """Measure the finished run on every held-out question and write its summary."""
     config = session.config
-    if session.step < config.num_steps:
-        if session.step % config.checkpoint_every and session.step > 0:
-            save(run, session)
-        log.say(f"stopped after step {session.step}. Go on with: gradhat train --resume {run.path}")
-        return INTERRUPTED
     sampled = _measure(session, session.held_out, config.final_samples)
     greedy = _measure(session, session.held_out, 1, greedy=True)
     first = next((line for line in run.read_metrics() if line["step"] == 0), {})

@@ -120,11 +120,14 @@ class RunFolder:
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         return [line for line in map(_parsed, lines) if line is not None]
 
-    def write_rollouts(self, step: int, trajectories: Trajectories) -> None:
-        """Write the step's trajectories as one parquet file, a row each, per-token columns as lists."""
+    def write_rollouts(self, step: int, sampled: Trajectories, chosen: Tensor, adv: Tensor | None) -> None:
+        """Write all that a step sampled as one parquet file, a row each, per-token columns as lists.
+
+        `chosen` int64 `[N]` are the rows that were learned from, `adv` `[N, T]` their credit.
+        """
         from pyarrow import Table, parquet  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
-        table: Any = Table.from_pylist(list(rollout_rows(step, trajectories)))  # pyright: ignore[reportUnknownMemberType]
+        table: Any = Table.from_pylist(list(rollout_rows(step, sampled, chosen, adv)))  # pyright: ignore[reportUnknownMemberType]
         with whole_file(self.rollouts / f"step_{step:06d}.parquet") as partial:
             parquet.write_table(table, partial, compression="zstd")  # pyright: ignore[reportUnknownMemberType]
 
@@ -164,25 +167,28 @@ class RunFolder:
                 remove(partial)
 
 
-def rollout_rows(step: int, trajectories: Trajectories) -> Iterator[dict[str, Any]]:
-    """Yield one row per trajectory. Token lists stop at its last step; `adv` is null before credit is given."""
-    for i, record in enumerate(trajectories.records):
-        mask = trajectories.mask[i]
+def rollout_rows(
+    step: int, sampled: Trajectories, chosen: Tensor, adv: Tensor | None
+) -> Iterator[dict[str, Any]]:
+    """Yield one row per trajectory. Token lists stop at its last step; `adv` is null where no credit was given."""
+    credit = {} if adv is None else dict(zip(chosen.tolist(), adv, strict=True))
+    for i, record in enumerate(sampled.records):
+        mask = sampled.mask[i]
         length = int(mask.nonzero().max()) + 1 if bool(mask.any()) else 0
         yield {
             "step": step,
-            "group": int(trajectories.group[i]),
-            "version": int(trajectories.version[i]),
+            "group": int(sampled.group[i]),
+            "version": int(sampled.version[i]),
             "prompt": record.prompt,
             "completion": record.completion,
             "reward": record.verdict.reward,
             "parts": json.dumps(record.verdict.parts),
             "why": record.verdict.why,
             "stop": record.stop,
-            "prompt_tokens": list(trajectories.observations[i]),
-            "tokens": trajectories.actions[i, :length].tolist(),
-            "logp": trajectories.logp[i, :length].tolist(),
-            "adv": None if trajectories.adv is None else trajectories.adv[i, :length].tolist(),
+            "prompt_tokens": list(sampled.observations[i]),
+            "tokens": sampled.actions[i, :length].tolist(),
+            "logp": sampled.logp[i, :length].tolist(),
+            "adv": credit[i][:length].tolist() if i in credit else None,
             "mask": mask[:length].tolist(),
         }
 

@@ -40,16 +40,18 @@ class Source:
         make = partial(SingleTurn, self.levels[self.level], "train", self.system)
         return Start(make, derive(self.seed, "question", self.drawn))
 
-    def observe(self, rates: Sequence[float]) -> None:
-        """Take in the success rate of each prompt of a step, silent ones included; open the next level in time.
+    def observe(self, rates: Sequence[float]) -> bool:
+        """Take in the success rate of each prompt of a step, silent ones included. Returns whether a level opens.
 
         Silent prompts are all right or all wrong: without them the rate would be drawn towards the middle.
         """
         for rate in rates:
             self.seen += 1
             self.success += (rate - self.success) / min(self.seen, WINDOW)
-        if self.seen >= WINDOW and self.success >= self.threshold and self.level + 1 < len(self.levels):
+        opens = self.seen >= WINDOW and self.success >= self.threshold and self.level + 1 < len(self.levels)
+        if opens:
             self.level, self.seen, self.success = self.level + 1, 0, 0.0
+        return opens
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs, as plain values."""

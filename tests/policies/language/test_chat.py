@@ -40,7 +40,7 @@ def test_smollm2_prompts_equal_transformers(smollm2: Chat, messages: list[dict[s
 
 
 def test_smollm2_special_tokens_and_digits(smollm2: Chat) -> None:
-    ids = smollm2.encode([{"role": "system", "content": "x"}, {"role": "user", "content": "  907"}])
+    ids = smollm2.encode([{"role": "system", "content": "x"}, {"role": "user", "content": "x  907"}])
     assert (ids[0], ids.count(1), ids.count(2)) == (1, 3, 2)
     assert smollm2.stop_ids == {2}
     end = ids.index(2, ids.index(2) + 1)
@@ -61,7 +61,7 @@ def test_every_declared_end_is_a_stop(folder: Path) -> None:
 
 
 def test_a_template_that_rewrites_the_answer_adds_no_stop(folder: Path) -> None:
-    # Without the answer in the text nothing comes after it; the first special token would be the turn's start.
+    # The answer is not found again. The first special token of the whole text would be a wrong end.
     template = TEMPLATE.replace("{{ message['content'] }}", "{{ message['content'] | upper }}")
     change_json(folder / "tokenizer_config.json", chat_template=template, eos_token="<|endoftext|>")
     assert Chat.read(folder).stop_ids == {0}

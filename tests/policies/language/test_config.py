@@ -111,7 +111,7 @@ def test_a_size_must_be_a_positive_integer(value: object) -> None:
 
 
 def test_query_heads_must_share_key_value_heads_evenly() -> None:
-    with pytest.raises(ModelError, match="8 query heads.*3 key-value heads"):
+    with pytest.raises(ModelError, match=r"8 query heads.*3 key-value heads"):
         parse(num_key_value_heads=3)
 
 

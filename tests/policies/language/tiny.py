@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from gradhat.policies.language.transformer import Transformer
 
@@ -32,7 +33,7 @@ FAMILIES = {
 
 
 def peer(family: str, **changes: Any) -> Any:
-    """A small random transformers model. Norms and biases are random too: at their initial 1 and 0 they hide errors."""
+    """A small random transformers model. Norms and biases too: their initial 1 and 0 would hide errors."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {
         "vocab_size": len(TOKENS),
@@ -69,6 +70,18 @@ def our_logits(model: Transformer, ids: Tensor) -> Tensor:
 def peer_logits(model: Any, ids: Tensor) -> Tensor:
     with torch.no_grad():
         return model(ids[None]).logits[0]
+
+
+def peer_from_gguf(path: Path, family: str, **changes: Any) -> Any:
+    """A transformers model with the weights of a GGUF file, as transformers dequantises them."""
+    kind = FAMILIES[family]
+    config = load_gguf_checkpoint(str(path))["config"] | changes
+    model = kind(kind.config_class(**config)).eval()
+    tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
+    absent, unknown = model.load_state_dict(tensors, strict=False)
+    assert set(absent) <= {"lm_head.weight"}
+    assert not unknown
+    return model
 
 
 def add_tokenizer(folder: Path) -> None:

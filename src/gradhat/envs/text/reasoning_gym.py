@@ -204,7 +204,7 @@ def _n_queens(answer: str, question: Question) -> bool:
 
 def _coin_flip(answer: str, question: Question) -> bool:
     """The last number or quotient, to a thousandth of the gold. The library takes any prefix of it."""
-    found = re.findall(r"([0-9]{0,20}\.?[0-9]{1,20})(?:\s*/\s*([0-9]{1,20}))?(?![0-9.])", answer)
+    found = re.findall(r"(-?[0-9]{0,20}\.?[0-9]{1,20})(?:\s*/\s*([0-9]{1,20}))?(?![0-9])", answer)
     if not found or (found[-1][1] and int(found[-1][1]) == 0):
         return False
     gold = Fraction(question.answer)

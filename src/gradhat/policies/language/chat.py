@@ -80,8 +80,9 @@ def convert_tokenizer(folder: Path) -> "Tokenizer":
         return AutoTokenizer.from_pretrained(folder).backend_tokenizer
     # transformers reports missing and unusable files through many types, ImportError among them.
     except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"{folder} has no tokenizer.json, and transformers finds no other tokenizer there: {error}. "
+            f"{folder} has no tokenizer.json, and transformers finds no other tokenizer there: {reason} "
             "Copy the tokenizer files of the model into the folder."
         ) from error
 

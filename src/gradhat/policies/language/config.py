@@ -53,7 +53,8 @@ def parse_config(config: Json, where: Path) -> TransformerConfig:
     kv_heads = config.get("num_key_value_heads") or heads
     if heads % kv_heads:
         raise ModelError(
-            f"{where} has {heads} query heads, which {kv_heads} key-value heads cannot share evenly. Correct config.json."
+            f"{where} has {heads} query heads, which cannot share {kv_heads} key-value heads evenly. "
+            "Correct config.json."
         )
     # What transformers takes where nothing is given: 128 for Qwen3, hidden_size / heads for the others.
     head_dim = config.get("head_dim") or (128 if family == "qwen3" else hidden // heads)

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gradhat.policies.language.kernels import rms_norm, swiglu
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """`(layer, q [N, H, D], k [N, K, D], v [N, K, D]) -> [N, H * D]`."""
@@ -50,7 +51,7 @@ class TransformerConfig:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · weight, computed in float32 as the reference models do (Zhang and Sennrich 2019, eq. 4)."""
+    """A weight per channel for `rms_norm`."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -58,8 +59,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Block(nn.Module):
@@ -85,8 +85,7 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.attention_norm(x)).view(-1, sum(heads), c.head_dim).split(heads, dim=1)
         q, k = rotate(self.q_norm(q), rotation), rotate(self.k_norm(k), rotation)
         x = x + self.out(attend(layer, q, k, v))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        return x + self.down(swiglu(self.gate_up(self.mlp_norm(x))))
 
 
 class Transformer(nn.Module):

@@ -1,0 +1,217 @@
+"""Splits that never mix, and a guard around code that a user wrote."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradhat.envs.text.arithmetic import Arithmetic
+from gradhat.envs.text.task import Question, ask, check, draw, held_out, held_out_set, judge
+from gradhat.errors import TaskError
+from gradhat.trajectories import Verdict
+
+QUESTION = Question("Say yes.", "yes")
+
+
+class Mine:
+    """A user's task made of two functions."""
+
+    def __init__(
+        self,
+        score: Callable[[Question, str], Any] = lambda question, completion: float(
+            completion == question.answer
+        ),
+        question: Callable[[int], Any] = lambda seed: Question(f"Say {seed}.", str(seed)),
+    ) -> None:
+        self.score = score
+        self.question = question
+
+
+def test_every_fifth_question_is_held_out_by_its_text_alone() -> None:
+    texts = [f"question {i}" for i in range(10_000)]
+    share = sum(map(held_out, texts)) / len(texts)
+    assert 0.19 < share < 0.21
+    digest = int(blake2b(b"question 3", digest_size=8).hexdigest(), 16)
+    assert held_out("question 3") == (digest % 5 == 0)
+    assert held_out("\ud800") in (True, False)
+
+
+def test_draws_keep_to_their_split_and_their_seed() -> None:
+    task = Arithmetic()
+    train = [draw(task, "train", seed).text for seed in range(500)]
+    test = [draw(task, "held_out", seed).text for seed in range(500)]
+    assert not any(map(held_out, train))
+    assert all(map(held_out, test))
+    assert train == [draw(task, "train", seed).text for seed in range(500)]
+    assert len(set(train)) > 150
+    assert len(set(test)) > 40
+
+
+def test_neighbouring_seeds_do_not_walk_the_same_questions() -> None:
+    wide = Arithmetic(digits=9)
+    assert len({draw(wide, "held_out", seed).text for seed in range(200)}) == 200
+
+
+def test_the_held_out_set_is_complete_distinct_and_in_order() -> None:
+    task = Arithmetic()
+    everything = {f"What is {a} {sign} {b}?" for a in range(10) for b in range(10) for sign in "+-*"}
+    found = [question.text for question in held_out_set(task, 1000, seed=0)]
+    assert len(found) == len(set(found))
+    assert set(found) == set(filter(held_out, everything))
+    assert [question.text for question in held_out_set(task, 20, seed=0)] == found[:20]
+    assert [question.text for question in held_out_set(task, 1000, seed=1)] != found
+
+
+def test_a_split_without_questions_is_an_error() -> None:
+    task = Mine(question=lambda seed: QUESTION)
+    empty = "train" if held_out(QUESTION.text) else "held_out"
+    with pytest.raises(TaskError, match=f"Mine.*{empty}.*more distinct questions"):
+        draw(task, empty, 0)
+    assert [q.text for q in held_out_set(task, 5, 0)] == ([QUESTION.text] if empty == "train" else [])
+
+
+@pytest.mark.parametrize("value", [1, 0.5, True, -2.0, np.float32(0.5), np.int64(3)])
+def test_a_number_becomes_a_verdict(value: Any) -> None:
+    verdict = judge(Mine(lambda q, c: value), QUESTION, "yes")
+    assert verdict == Verdict(float(value), {}, "")
+    assert type(verdict.reward) is float
+
+
+def test_a_verdict_passes() -> None:
+    verdict = Verdict(0.5, {"style": 0.5}, "half")
+    assert judge(Mine(lambda q, c: verdict), QUESTION, "yes") == verdict
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "1",
+        math.nan,
+        math.inf,
+        -math.inf,
+        10**400,
+        [1.0],
+        (1.0, {}, "a tuple"),
+        1j,
+        Verdict(math.nan, {}, ""),
+        Verdict("1", {}, ""),  # type: ignore[arg-type]
+        Verdict(1.0, {"style": math.nan}, ""),
+        Verdict(1.0, None, ""),  # type: ignore[arg-type]
+        Verdict(1.0, {}, None),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_reward_is_named_with_task_question_and_completion(value: Any) -> None:
+    with pytest.raises(TaskError) as caught:
+        judge(Mine(lambda q, c: value), QUESTION, "my answer " * 50)
+    for part in ("task Mine", "'Say yes.'", "'my answer my", "finite number"):
+        assert part in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_score_that_raises_keeps_its_cause() -> None:
+    def score(question: Question, completion: str) -> float:
+        raise KeyError("colour")
+
+    with pytest.raises(TaskError, match="task Mine.*Say yes.*KeyError: 'colour'") as caught:
+        judge(Mine(score), QUESTION, "yes")
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_score_that_exits_does_not_end_the_program() -> None:
+    def score(question: Question, completion: str) -> float:
+        raise SystemExit(0)
+
+    with pytest.raises(TaskError, match="SystemExit"):
+        judge(Mine(score), QUESTION, "yes")
+
+
+def spin(*_: Any) -> float:
+    while True:
+        pass
+
+
+def sleep(*_: Any) -> float:
+    time.sleep(30)
+    return 1.0
+
+
+def swallow(*_: Any) -> float:
+    while True:
+        try:
+            time.sleep(30)
+        except Exception:
+            continue
+
+
+@pytest.mark.parametrize("hang", [spin, sleep, swallow])
+def test_a_task_that_hangs_is_stopped(hang: Callable[..., float]) -> None:
+    began = time.monotonic()
+    with pytest.raises(TaskError, match=r"Mine.*more than 0\.1 s"):
+        judge(Mine(hang), QUESTION, "yes", seconds=0.1)
+    with pytest.raises(TaskError, match=r"Mine: question\(seed=5\).*more than 0\.1 s"):
+        ask(Mine(question=hang), 5, seconds=0.1)
+    assert time.monotonic() - began < 5
+
+
+def test_the_guard_leaves_no_alarm_and_keeps_the_one_it_found() -> None:
+    rang: list[int] = []
+    previous = signal.signal(signal.SIGALRM, lambda signum, frame: rang.append(signum))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        judge(Mine(), QUESTION, "yes", seconds=0.05)
+        assert not rang
+        time.sleep(0.3)
+        assert rang == [signal.SIGALRM]
+        judge(Mine(), QUESTION, "yes", seconds=0.05)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_outside_the_main_thread_it_judges_without_a_limit() -> None:
+    verdicts: list[Verdict] = []
+    thread = threading.Thread(target=lambda: verdicts.append(judge(Mine(), QUESTION, "yes", seconds=0.01)))
+    thread.start()
+    thread.join()
+    assert [verdict.reward for verdict in verdicts] == [1.0]
+
+
+@pytest.mark.parametrize(
+    "value", [None, "Say yes.", ("Say yes.", "yes"), Question("Say yes.", 3), Question(b"Say yes.", "yes")]
+)
+def test_what_is_no_question_is_an_error(value: Any) -> None:
+    with pytest.raises(TaskError, match=r"task Mine: question\(seed=5\) returned .*Question\(text, answer\)"):
+        ask(Mine(question=lambda seed: value), 5)
+
+
+def test_a_question_that_raises_is_an_error() -> None:
+    with pytest.raises(TaskError, match=r"task Mine: question\(seed=5\) raised ZeroDivisionError"):
+        ask(Mine(question=lambda seed: 1 // 0), 5)
+
+
+def test_a_good_task_passes_its_check() -> None:
+    check(Mine())
+    check(Mine(lambda q, c: 0.0, lambda seed: Question("Say anything.", "")))  # no gold, no claim about it
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Mine(lambda q, c: 0.5 * bool(c)), "'Say 0.'.*answer '0' scores 0.5, not 1"),
+        (Mine(lambda q, c: 1.0), "'Say 0.'.*empty completion scores 1"),
+        (Mine(lambda q, c: math.nan), "'Say 0.'.*finite"),
+        (Mine(question=lambda seed: Question(f"Say {time.perf_counter()}.", "yes")), "second time"),
+        (Mine(question=lambda seed: Question("Say yes.", str(time.perf_counter()))), "second time"),
+    ],
+)
+def test_a_bad_task_fails_its_check(task: Mine, message: str) -> None:
+    with pytest.raises(TaskError, match=f"task Mine: .*{message}"):
+        check(task)
