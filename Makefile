@@ -1,6 +1,6 @@
 # `make train` and `make test` set everything up by themselves. `make help` lists the rest.
 #   PYTHON=python3.12             another interpreter for .venv
-#   PIP_ARGS='--index-url URL'    options for every pip install, say an index with CPU builds of torch
+#   PIP_ARGS='--extra-index-url URL'    options for pip, say a second index with CPU builds of torch
 #   RECIPE=two_digit_sums ARGS='--seed 1'    what `make train` trains, and flags for it
 
 RECIPE ?= first_light

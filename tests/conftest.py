@@ -91,3 +91,25 @@ def _write_tokenizer(folder: Path) -> None:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": VOCAB_SIZE - 1}))
+
+
+@pytest.fixture(scope="session")
+def letters_task(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A task of one's own, in a file: letters from a to m score 1, and a third of random answers have one."""
+    file = tmp_path_factory.mktemp("letters") / "letters.py"
+    file.write_text(
+        """
+import random
+
+from gradhat.envs.text.task import Question
+
+
+class Letters:
+    def question(self, seed):
+        return Question(f"Say {random.Random(seed).randrange(1000)}", "a")
+
+    def score(self, question, completion):
+        return float(any(letter in "abcdefghijklm" for letter in completion))
+"""
+    )
+    return f"{file}:Letters"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Verdict(NamedTuple):
-    """What a task says of one answer. `parts` are the components of the reward, `why` is one line for people."""
+    """What a task says of one answer. `parts` are the reward's components, `why` is one line for people."""
 
     reward: float
     parts: dict[str, float]
@@ -32,8 +32,9 @@ class Record(NamedTuple):
 class Trajectories:
     """On-policy experience. Per-step tensors are `[B, T]`: batch first, time last.
 
-    `mask` is true where the step is the policy's own action: not padding, not text that the environment inserted.
-    `terminated` zeroes the bootstrap, `truncated` does not; both are true at most at a trajectory's last step.
+    `mask` is true where the step is the policy's own action: not padding, not text that the environment
+    inserted. `terminated` zeroes the bootstrap, `truncated` does not; both are true at most at a
+    trajectory's last step.
     """
 
     observations: Sequence[tuple[int, ...]]
@@ -59,7 +60,8 @@ class Trajectories:
     adv: Tensor | None = None
     """float32 `[B, T]`: the credit, attached by an algorithm."""
     logp_ref: Tensor | None = None
-    """float32 `[B, T]`: log-probability under a reference policy, attached where an algorithm measures the distance to one."""
+    """float32 `[B, T]`: log-probability under a reference policy, attached where an algorithm measures the
+    distance to one."""
 
     def __len__(self) -> int:
         return self.actions.shape[0]

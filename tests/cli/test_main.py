@@ -1,8 +1,8 @@
 """The front door: fast, without torch, and every wrong command ends in one clear message."""
 
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -27,14 +27,12 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
 
 
 def test_help_is_fast() -> None:
-    best = min(_seconds("--help") for _ in range(5))
-    assert best < 0.4
-
-
-def _seconds(*args: str) -> float:
-    began = time.perf_counter()
-    gradhat(*args)
-    return time.perf_counter() - began
+    # Processor time: the time on the clock also counts what else the machine is doing.
+    before = os.times()
+    gradhat("--help")
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < 0.4
 
 
 def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,8 @@ HELD_OUT = {"held_out/accuracy": 0.47, "held_out/low": 0.41, "held_out/high": 0.
 def test_the_line_says_where_the_run_stands() -> None:
     line = progress_line(12, 100, {**METRICS, **HELD_OUT}, 391.0)
     assert line == (
-        "step 12/100  held-out 0.470 [0.410, 0.530]  reward 0.500 [0.400, 0.600]  length 14.2  entropy 0.412  "
-        "tokens/s 870  6:31 left"
+        "step 12/100  held-out 0.470 [0.410, 0.530]  reward 0.500 [0.400, 0.600]  length 14.2  "
+        "entropy 0.412  tokens/s 870  6:31 left"
     )
 
 

@@ -130,7 +130,7 @@ def test_metrics_are_strict_json_and_survive_a_cut_line(run: RunFolder) -> None:
 def test_a_rewind_drops_everything_after_the_step_and_nothing_before(run: RunFolder) -> None:
     for step in (1, 2, 3):
         run.append_metrics({"step": step, "reward": 1 / 3})
-        run.write_rollouts(step, trajectories())
+        run.write_rollouts(step, trajectories(), torch.tensor([0, 1]), None)
         (run.checkpoints / f"step_{step:06d}").mkdir()
     run.write_json("summary.json", {})
     before = run.metrics.read_text().splitlines()
@@ -141,8 +141,8 @@ def test_a_rewind_drops_everything_after_the_step_and_nothing_before(run: RunFol
     assert not (run.path / "summary.json").exists()
 
 
-def test_rollouts_keep_every_token_with_its_mask(run: RunFolder) -> None:
-    run.write_rollouts(12, trajectories())
+def test_rollouts_keep_every_token_and_the_credit_of_what_was_chosen(run: RunFolder) -> None:
+    run.write_rollouts(12, trajectories(), torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
     rows = parquet.read_table(run.rollouts / "step_000012.parquet").to_pylist()
     assert rows[0] == {
         "step": 12,
@@ -161,4 +161,5 @@ def test_rollouts_keep_every_token_with_its_mask(run: RunFolder) -> None:
         "mask": [True, False, False, True],
     }
     assert rows[1]["tokens"] == [21, 22]
+    assert rows[1]["adv"] == [0.5, 0.5]
     assert rows[1]["logp"] == [-0.25, -2.0]

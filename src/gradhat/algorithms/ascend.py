@@ -1,7 +1,7 @@
 """One step up the gradient: every algorithm that follows ĝ shares these lines.
 
-The objective is a sum over steps whose weights already hold the denominators of the whole optimiser step. So micro-batches
-add up to the same gradient however the batch is cut.
+The objective is a sum over steps whose weights already hold the denominators of the whole optimiser step. So
+micro-batches add up to the same gradient however the batch is cut.
 """
 
 from collections.abc import Callable
@@ -36,8 +36,15 @@ class Optimizer(Protocol):
         ...
 
 
-def ascend(policy: Policy, optimizer: Optimizer, trajectories: Trajectories, objective: Objective) -> dict[str, float]:
-    """Take one optimiser step on `trajectories` and return its metrics."""
+def ascend(
+    policy: Policy, optimizer: Optimizer, trajectories: Trajectories, objective: Objective
+) -> dict[str, float]:
+    """Take one optimiser step on `trajectories` and return its metrics.
+
+    Entropy is the mean over the policy's own steps, in nats. The gap of `sampling/*` is logp here minus logp
+    as sampled: 0 up to rounding before the first step on a batch, unless the sampler and this forward
+    disagree.
+    """
     surrogate, entropy, count = 0.0, 0.0, 0
     gaps: list[Tensor] = []
     for rows in policy.split(trajectories):

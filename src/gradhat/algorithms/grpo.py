@@ -3,8 +3,9 @@
     A_i = (R_i − baseline(R, group)) / scale(R, group)
     maximise Σ_i Σ_t  w_it · surrogate(ratio_it, A_i)  −  β · w_it · KL_it
 
-GRPO, RLOO, Dr. GRPO and the rest are choices of the functions in it: `grpo_family.py` is the table. This page is what they
-share. Silent groups (all rewards equal) have zero advantage: they stay in the denominators and are not computed.
+GRPO, RLOO, Dr. GRPO and the rest are choices of the functions in it: `grpo_family.py` is the table. This page
+is what they share. Silent groups (all rewards equal) have zero advantage: they stay in the denominators and
+are not computed.
 """
 
 from collections.abc import Callable
@@ -93,12 +94,14 @@ def update(
 ) -> dict[str, float]:
     """Follow the gradient of `row` on one batch that carries its credit; return metrics.
 
-    A row with KL in the loss reads `logp_ref` when `settings.kl_coef` is not 0. A batch in which no step carries credit
-    changes nothing.
+    A row with KL in the loss reads `logp_ref` when `settings.kl_coef` is not 0, and then computes silent
+    groups too. A batch in which no step carries a gradient changes nothing: no optimiser step is taken.
     """
     adv = trajectories.adv
     if adv is None:
-        raise ValueError("update: found trajectories without credit. Attach it first: credit(row, settings, trajectories).")
+        raise ValueError(
+            "update: found trajectories without credit. Attach it first: credit(row, settings, trajectories)."
+        )
     counts = Counts(len(trajectories), int(trajectories.mask.sum()), settings.length)
     kl_loss = row.kl_loss if settings.kl_coef != 0 else None
     carries = (adv != 0).any(-1) if kl_loss is None else torch.ones(len(trajectories), dtype=torch.bool)
@@ -125,5 +128,8 @@ def update(
 
 def _reference(trajectories: Trajectories) -> Tensor:
     if trajectories.logp_ref is None:
-        raise ValueError("kl_coef is not 0, but the trajectories have no logp_ref. Attach it first: refer(reference, trajectories).")
+        raise ValueError(
+            "kl_coef is not 0: found trajectories without logp_ref. "
+            "Attach it first: refer(reference, trajectories)."
+        )
     return trajectories.logp_ref

@@ -3,7 +3,9 @@
 from torch import Tensor
 
 from gradhat.algorithms.grpo import Counts, Row, Settings
-from gradhat.estimators import group, kl, ratios
+from gradhat.estimators import kl
+from gradhat.estimators.group import group_mean, group_std, leave_one_out, no_scale, none
+from gradhat.estimators.ratios import on_policy, token
 from gradhat.losses import reduce, surrogate
 
 
@@ -29,10 +31,10 @@ def _constant(mask: Tensor, counts: Counts) -> Tensor:
 
 # fmt: off
 FAMILY = {
-    #                baseline             scale            ratio             surrogate  reduce       KL in reward, in loss
-    "reinforce": Row(group.none,          group.no_scale,  ratios.on_policy, _plain,    _trajectory, None,   None),
-    "rloo":      Row(group.leave_one_out, group.no_scale,  ratios.on_policy, _plain,    _trajectory, kl.k1,  None),
-    "grpo":      Row(group.group_mean,    group.group_std, ratios.token,     _clipped,  _sequence,   None,   kl.k3),
-    "dr_grpo":   Row(group.group_mean,    group.no_scale,  ratios.token,     _clipped,  _constant,   None,   None),
+    #                baseline       scale      ratio      surrogate reduce       KL in the reward, in the loss
+    "reinforce": Row(none,          no_scale,  on_policy, _plain,   _trajectory, None,  None),
+    "rloo":      Row(leave_one_out, no_scale,  on_policy, _plain,   _trajectory, kl.k1, None),
+    "grpo":      Row(group_mean,    group_std, token,     _clipped, _sequence,   None,  kl.k3),
+    "dr_grpo":   Row(group_mean,    no_scale,  token,     _clipped, _constant,   None,  None),
 }
 # fmt: on

@@ -15,9 +15,6 @@ DESCRIPTION = """gradhat train RECIPE [FLAGS]: run a recipe, with the settings t
 own. gradhat train --task my_task.py:MyTask [FLAGS]: train on a task of your own. gradhat train --resume RUN:
 go on with a run that was stopped, or with --num-steps MORE a finished one."""
 
-EXTENDABLE = {"num_steps"}
-"""Settings a resumed run may change: what was done so far would have been the same."""
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -53,35 +50,35 @@ def _parse(default: Launch, recipe: str | None, flags: list[str]) -> Launch:
 def _run(launch: Launch, name: str) -> int:
     from gradhat.training import loop
 
-    if launch.resume is None:
-        out = launch.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        run = RunFolder.create(out, launch.config)
-    else:
-        run = _resumed(launch, launch.resume)
-    return loop.train(run, launch.config)
+    if launch.resume is not None:
+        _check_resume(launch, launch.resume)
+        with RunFolder.open(launch.resume) as run:
+            run.write_json("config.json", to_json(launch.config))
+            return loop.train(run, loop.prepare(launch.config))
+    # The folder comes last: a task or a model that cannot be used leaves none behind.
+    session = loop.prepare(launch.config)
+    out = launch.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with RunFolder.create(out, launch.config) as run:
+        return loop.train(run, session)
 
 
-def _resumed(launch: Launch, path: Path) -> RunFolder:
-    """Open the run to go on with. RunError names the settings that differ from those it was started with."""
+def _check_resume(launch: Launch, path: Path) -> None:
+    """RunError names the settings in which the run to go on with was started differently."""
     if launch.out is not None:
         raise ConfigError(
             f"--resume {path} with --out {launch.out}: a resumed run stays in its folder. Drop --out."
         )
-    run = RunFolder.open(path)
-    started = run.config()
-    changed = [name for name in differences(launch.config, started) if name not in EXTENDABLE]
+    here, there = launch.config, RunFolder(path).config()
+    # More steps are the one change that leaves what was done as it was.
+    changed = differences(here, replace(there, num_steps=max(here.num_steps, there.num_steps)))
     if changed:
         found = ", ".join(
-            f"{name} is {getattr(started, name)!r} there and {getattr(launch.config, name)!r} here"
-            for name in changed
+            f"{name} is {getattr(there, name)!r} there and {getattr(here, name)!r} here" for name in changed
         )
         raise RunError(
             f"resume {path}: it was started with another config: {found}. "
             f"Resume without these flags, or start a new run."
         )
-    if launch.config != started:
-        run.write_json("config.json", to_json(launch.config))
-    return run
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:

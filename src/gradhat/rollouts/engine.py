@@ -1,15 +1,17 @@
-"""The decode engine: many completions at once, each prompt read once, every finished sequence replaced at once.
+"""The decode engine: many completions at once, each prompt read once, every finished one replaced at once.
 
-`step` is the whole of it: admit what fits, draw a token for every active slot, let the finished go, run the network once.
-Every request has its own stream of uniform numbers, from (seed, prompt, occurrence, sample), so a sample depends neither on
-the number of slots nor on its neighbours, up to the rounding of the network: exact in float32 except where a uniform number
-falls within that rounding (1e-6) of a boundary; in bfloat16 that is 1e-2, and a few samples in a hundred may differ.
+`_Batch.step` is the whole of it: admit what fits, draw a token for every active slot, let the finished go,
+run the network once. Every request has its own stream of uniform numbers, from (seed, prompt, occurrence,
+sample), so a sample depends neither on the number of slots nor on its neighbours, up to the rounding of the
+network: exact in float32 except where a uniform number falls within that rounding (1e-6) of a boundary; in
+bfloat16 that is 1e-2, and a few samples in a hundred may differ.
 """
 
 import hashlib
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +26,9 @@ from gradhat.rollouts.sampling import draw, greedy
 
 Stop = Literal["end", "string", "length"]
 
+COLDEST = 1e-6
+"""The lowest temperature above 0: below it the quotient of two float32 logits overflows."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -31,34 +36,44 @@ class Limits:
 
     max_new_tokens: int
     temperature: float = 1.0
-    """0 is greedy."""
+    """0 is greedy: always the most likely token."""
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     stop_strings: tuple[str, ...] = ()
-    """A completion ends with the token that completes one of these; the text is cut before it, the tokens are kept."""
+    """A completion ends with the token that completes one of these: its text is cut, its tokens stay."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         ranges = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            "temperature": (
+                self.temperature == 0 or COLDEST <= self.temperature < float("inf"),
+                f"0 (greedy) or at least {COLDEST}",
+            ),
             "top_k": (self.top_k >= 0, "0 (all tokens) or more"),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
             "min_p": (0 <= self.min_p < 1, "in [0, 1)"),
+            "stop_strings": (all(self.stop_strings), "without empty strings, which end every completion"),
         }
         for name, (good, wanted) in ranges.items():
             if not good:
-                raise ConfigError(f"{name}={getattr(self, name)}: found a value out of range. Use a value {wanted}.")
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}: found a value out of range. Use a value {wanted}."
+                )
 
 
 class Completion(NamedTuple):
-    """What was sampled. `logp` is that of the distribution really sampled; `stop` says why it ended."""
+    """What was sampled: at least one token."""
 
     tokens: tuple[int, ...]
+    """Every token that was sampled, the one that ended it included."""
     logp: tuple[float, ...]
+    """Log-probability of each under the distribution really sampled, temperature and truncation included."""
     stop: Stop
+    """"end": a stop token; "string": a stop string; "length": the limit."""
     text: str
+    """Without the stop token, and cut before the stop string."""
 
 
 class Sampler(Protocol):
@@ -83,7 +98,9 @@ class Engine:
 
     def __init__(self, model: Transformer, chat: Chat, *, num_slots: int = 64) -> None:
         if num_slots < 1:
-            raise ConfigError(f"num_slots={num_slots}: the engine needs a slot to decode in. Use num_slots of at least 1.")
+            raise ConfigError(
+                f"num_slots={num_slots}: the engine needs a slot to decode in. Use num_slots of at least 1."
+            )
         self.model = model
         self.chat = chat
         self.num_slots = num_slots
@@ -92,17 +109,20 @@ class Engine:
     def sample(self, prompts: Sequence[Sequence[int]], n: int, limits: Limits) -> list[list[Completion]]:
         """Return `n` completions of each prompt (token ids), in order.
 
-        Raises ModelError when a prompt is empty, or when it and its completion do not fit into the model's context.
+        Raises ModelError when a prompt is empty, when it and its completion do not fit into the model's
+        context, or when the model's logits are not finite.
         """
         room = self.model.config.max_positions
         longest = max(map(len, prompts), default=0)
         if longest + limits.max_new_tokens > room:
             raise ModelError(
-                f"A prompt of {longest} tokens and max_new_tokens={limits.max_new_tokens} were asked for, but the model's "
-                f"context holds {room} tokens. Shorten the prompt or lower max_new_tokens."
+                f"A prompt of {longest} tokens and max_new_tokens={limits.max_new_tokens} were asked for, "
+                f"but the model's context holds {room} tokens. Shorten the prompt or lower max_new_tokens."
             )
         if not all(prompts):
-            raise ModelError("An empty prompt was asked for: the first token needs a state. Give at least one token.")
+            raise ModelError(
+                "An empty prompt was asked for: the first token needs a state. Give at least one token."
+            )
         batch = _Batch(self.model, self.chat, [list(p) for p in prompts], n, limits, self.num_slots)
         while batch.step():
             pass
@@ -139,7 +159,10 @@ class _Batch:
         return True
 
     def _admit(self) -> None:
-        """Fill the free slots from the queue; a prompt is read when its first sample comes, and forgotten after its last."""
+        """Fill the free slots from the queue.
+
+        A prompt is read when its first sample comes, and forgotten after its last.
+        """
         free = self.slots - len(self.active)
         admitted = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
         copies = Counter(r.prompt for r in admitted)
@@ -152,7 +175,8 @@ class _Batch:
         if admitted:
             self.hidden = torch.cat(states)
             self.active += admitted
-            coming = {r.prompt for r in self.waiting}
+            # The queue is in order of prompts, so only the next request can want one that has been read.
+            coming = {r.prompt for r in islice(self.waiting, 1)}
             self.trunks = {p: trunk for p, trunk in self.trunks.items() if p in coming}
 
     def _draw(self) -> list[int]:
@@ -170,6 +194,11 @@ class _Batch:
                 top_p=limits.top_p,
                 min_p=limits.min_p,
             )
+        if not drawn.logp.isfinite().all():
+            raise ModelError(
+                "The model was asked for the next token, but its logits are not finite. Its weights are "
+                "damaged or have diverged: go back to an earlier checkpoint, or lower the learning rate."
+            )
         tokens: list[int] = drawn.tokens.tolist()
         for request, token, logp in zip(self.active, tokens, drawn.logp.tolist(), strict=True):
             request.tokens.append(token)
@@ -185,26 +214,25 @@ class _Batch:
                 continue
             self.finished[request.prompt, request.sample] = completion
             self.cache.release(slot)
-            for column in (self.active, tokens):
-                column[slot] = column[-1]
-                column.pop()
+            self.active[slot], tokens[slot] = self.active[-1], tokens[-1]
+            del self.active[-1], tokens[-1]
 
     def _completed(self, request: _Request) -> Completion | None:
         tokens, logp = tuple(request.tokens), tuple(request.logp)
         if tokens[-1] in self.chat.stop_ids:
-            return Completion(tokens, logp, "end", self.chat.decode(tokens[:-1]))
+            return Completion(tokens, logp, "end", self.chat.decode(request.tokens[:-1]))
         if self.limits.stop_strings:
-            text = self.chat.decode(tokens)
+            text = self.chat.decode(request.tokens)
             cuts = [text.index(s) for s in self.limits.stop_strings if s in text]
             if cuts:
                 return Completion(tokens, logp, "string", text[: min(cuts)])
         if len(tokens) == self.limits.max_new_tokens:
-            return Completion(tokens, logp, "length", self.chat.decode(tokens))
+            return Completion(tokens, logp, "length", self.chat.decode(request.tokens))
         return None
 
 
 def _requests(prompts: list[list[int]], n: int, limits: Limits) -> list[_Request]:
-    """Every sample's own random stream. The same prompt given twice counts its occurrences, so the two do not repeat."""
+    """Give every sample its own random stream, also where the same prompt comes twice."""
     seen: Counter[tuple[int, ...]] = Counter()
     requests: list[_Request] = []
     for place, prompt in enumerate(prompts):

@@ -1,9 +1,10 @@
-"""From start states to trajectories in the text world: open a group of episodes, sample, let the environment answer.
+"""From start states to trajectories in the text world: open episodes, sample, let the environment answer.
 
-An episode is one step of a Gymnasium environment: the messages are the observation, the completion is the action.
+An episode is one step of a Gymnasium environment: messages are the observation, a completion is the action.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import gymnasium
@@ -44,11 +45,13 @@ def collect(
     silent: Callable[[Tensor, Tensor], Tensor],
     max_replacements: int,
 ) -> Experience:
-    """Sample `group_size` episodes from each of `num_prompts` start states, and fresh ones in place of silent groups.
+    """Sample `group_size` episodes from each of `num_prompts` starts, and fresh ones for silent groups.
 
-    `silent` (rewards `[B]`, group `[B]`) → bool `[B]` says which groups carry no gradient. Up to `max_replacements` further
-    start states are tried, so that the chosen batch has `num_prompts` groups that do; when they run out, silent groups fill
-    it up. Which groups are chosen depends on their rewards: the mean reward is that of `sampled`, not of the chosen rows.
+    `silent` (rewards `[B]`, group `[B]`) → bool `[B]` says which groups carry no gradient. Up to
+    `max_replacements` further starts are tried, so that the chosen batch has `num_prompts` groups that do;
+    when they run out, silent groups fill it up. Which groups are chosen depends on their rewards: the mean
+    reward is that of `sampled`, not of the chosen rows. Each round of replacements samples with the next
+    seed, so that a start that comes again is answered anew. `starts` must not run out.
     """
     batches: list[Trajectories] = []
     loud: list[int] = []
@@ -56,7 +59,8 @@ def collect(
     wanted, left, groups = num_prompts, max_replacements, 0
     while wanted:
         opened = [next(starts) for _ in range(wanted)]
-        batch = play(opened, chat, sampler, limits, group_size=group_size, first_group=groups, version=version)
+        fresh = replace(limits, seed=limits.seed + len(batches))
+        batch = play(opened, chat, sampler, fresh, group_size=group_size, first_group=groups, version=version)
         dead = silent(batch.returns(), batch.group)
         for i, is_dead in enumerate(dead.tolist()):
             (quiet if is_dead else loud).append(groups * group_size + i)
@@ -78,7 +82,7 @@ def play(
     first_group: int = 0,
     version: int = 0,
 ) -> Trajectories:
-    """Play `group_size` episodes from each start. Groups are numbered from `first_group`, rows are grouped."""
+    """Play `group_size` episodes from each start: groups one after the other, numbered from `first_group`."""
     episodes = [(start.make(), start.seed) for start in starts for _ in range(group_size)]
     messages = [env.reset(seed=seed)[0] for env, seed in episodes]
     prompts = [tuple(chat.encode(m)) for m in messages[::group_size]]
@@ -102,9 +106,14 @@ def pack(
 ) -> Trajectories:
     """Lay completions out as `[B, T]`. The reward comes with the last token, where the episode terminates.
 
-    A completion cut at its limit terminates too: the environment has judged it as it stands, and nothing follows.
+    A completion cut at its limit terminates too: the environment has judged it as it stands, nothing follows.
+    Raises ValueError for a completion without tokens: its reward would belong to no action.
     """
     lengths = torch.tensor([len(c.tokens) for c in completions])
+    if not lengths.all():
+        raise ValueError(
+            "pack completions: found one without tokens. A sampler returns at least the stop token."
+        )
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     actions = torch.zeros(mask.shape, dtype=torch.long)
     actions[mask] = torch.tensor([t for c in completions for t in c.tokens])
@@ -149,5 +158,8 @@ def join(batches: Sequence[Trajectories]) -> Trajectories:
 def _verdict(info: dict[str, object]) -> Verdict:
     verdict = info.get("verdict")
     if not isinstance(verdict, Verdict):
-        raise TaskError(f"step() was asked for a verdict, but its info has {sorted(info)}. Put a Verdict at info['verdict'].")
+        raise TaskError(
+            f"step() was asked for a verdict, but its info has {sorted(info)}. "
+            "Put a Verdict at info['verdict']."
+        )
     return verdict

@@ -92,7 +92,7 @@ def steps(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest whole checkpoint in `folder`, or None, and a line about each damaged one passed over."""
+    """Return the newest whole checkpoint in `folder`, or None, and a line about each damaged one after it."""
     damage: list[str] = []
     for path in steps(folder):
         try:
@@ -115,8 +115,8 @@ def read(path: Path) -> Checkpoint:
     for name, wanted in files.items():
         if found.get(name) != wanted:
             raise RunError(
-                f"read the checkpoint {path}: {name} is damaged (wanted {wanted}, found {found.get(name, 'no file')}). "
-                f"Use the one before."
+                f"read the checkpoint {path}: {name} is damaged: wanted {wanted}, "
+                f"found {found.get(name, 'no file')}. Use the one before."
             )
     return Checkpoint(path, state["step"], state["cursor"])
 

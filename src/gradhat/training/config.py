@@ -10,7 +10,7 @@ from gradhat.errors import ConfigError
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides the course of a run. Two runs of one config on one machine are equal to the bit."""
+    """Everything that decides the course of a run: two runs of one config on one machine are equal."""
 
     task: str = ""
     """What to learn and to measure: "arithmetic:digits=1", "reasoning_gym:gcd" or "my_task.py:MyTask"."""
@@ -97,8 +97,8 @@ def from_json(values: Mapping[str, Any], origin: str) -> TrainConfig:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(
-            f"read the config of {origin}: found the unknown keys {', '.join(unknown)}. Remove them, or use the "
-            f"version of gradhat that wrote it. Known keys: {', '.join(known)}."
+            f"read the config of {origin}: found the unknown keys {', '.join(unknown)}. Remove them, "
+            f"or use the version of gradhat that wrote it. Known keys: {', '.join(known)}."
         )
     settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     return TrainConfig(**settings)
@@ -109,22 +109,14 @@ def differences(mine: TrainConfig, theirs: TrainConfig) -> list[str]:
     return [f.name for f in fields(TrainConfig) if getattr(mine, f.name) != getattr(theirs, f.name)]
 
 
+COUNTS = (
+    *("num_steps", "num_prompts", "group_size", "max_new_tokens", "num_epochs", "token_budget", "num_slots"),
+    *("eval_every", "eval_questions", "eval_samples", "final_questions", "final_samples"),
+    *("checkpoint_every", "keep_checkpoints", "max_skipped_steps"),
+)
+
 RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (
-        (
-            "num_steps",
-            "num_prompts",
-            "group_size",
-            "max_new_tokens",
-            "num_epochs",
-            "token_budget",
-            "num_slots",
-        )
-        + ("eval_every", "eval_questions", "eval_samples", "final_questions", "final_samples")
-        + ("checkpoint_every", "keep_checkpoints", "max_skipped_steps"),
-        lambda v: v >= 1,
-        "1 or more",
-    ),
+    (COUNTS, lambda v: v >= 1, "1 or more"),
     (("lr_warmup_steps", "max_replacements"), lambda v: v >= 0, "0 or more"),
     (("lr", "weight_decay", "kl_coef", "clip_high"), lambda v: 0 <= v < math.inf, "0 or more"),
     (("temperature", "max_grad_norm", "judge_seconds"), lambda v: 0 < v < math.inf, "more than 0"),
@@ -164,18 +156,18 @@ def _check_algorithm(config: TrainConfig) -> None:
     row = FAMILY[config.algorithm]
     if config.group_size == 1 and row.baseline is not none:
         raise ConfigError(
-            f"group_size=1 with algorithm={config.algorithm}: its baseline is {row.baseline.__name__}, which needs "
-            f"at least 2 samples of a prompt. Use group_size>=2 or algorithm=reinforce."
+            f"group_size=1 with algorithm={config.algorithm}: its baseline is {row.baseline.__name__}, "
+            f"which needs at least 2 samples of a prompt. Use group_size>=2 or algorithm=reinforce."
         )
     if config.group_size == 1 and config.replace_silent:
         raise ConfigError(
-            "group_size=1 with replace_silent: a group of one has equal rewards, so every prompt would be replaced. "
-            "Use group_size>=2 or --no-replace-silent."
+            "group_size=1 with replace_silent: a group of one has equal rewards, so every prompt would be "
+            "replaced. Use group_size>=2 or --no-replace-silent."
         )
     if config.num_epochs > 1 and row.ratio is on_policy:
         raise ConfigError(
-            f"num_epochs={config.num_epochs} with algorithm={config.algorithm}: from the second step on the batch is "
-            f"off-policy, which it does not correct. Use num_epochs=1, or an algorithm with a ratio such as grpo."
+            f"num_epochs={config.num_epochs} with algorithm={config.algorithm}: from the second step on the "
+            f"batch is off-policy, which it does not correct. Use num_epochs=1, or algorithm=grpo."
         )
     if config.kl_coef > 0 and row.kl_reward is None and row.kl_loss is None:
         with_kl = [name for name, r in FAMILY.items() if r.kl_reward is not None or r.kl_loss is not None]

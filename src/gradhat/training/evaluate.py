@@ -46,7 +46,7 @@ class Measurement:
         return sum(rewards) / len(rewards)
 
     def pass_at(self, k: int) -> float:
-        """Return the chance that at least one of `k` completions solves a question, averaged over questions."""
+        """Return the chance that any of `k` completions solves a question, averaged over questions."""
         n = len(self.records[0])
         return sum(pass_at_k(n, c, k) for c in self.solved()) / len(self.records)
 

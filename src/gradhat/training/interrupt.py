@@ -7,7 +7,8 @@ from types import FrameType
 
 
 class Interrupt:
-    """Inside this context the first Ctrl-C only sets `asked` and calls `notify`. The second raises KeyboardInterrupt.
+    """Inside this context the first Ctrl-C only sets `asked` and calls `notify`. The second raises
+    KeyboardInterrupt.
 
     Signals reach the main thread only; in another thread Ctrl-C is left as it is.
     """

@@ -69,7 +69,8 @@ class Log:
         why = f" ({_short(record.verdict.why)})" if record.verdict.why else ""
         self.console.print(
             f"  sample of step {step}: {_short(record.prompt)}\n"
-            f"    {_short(record.completion)}\n    reward {record.verdict.reward:g}{why}, stopped by {record.stop}"
+            f"    {_short(record.completion)}\n"
+            f"    reward {record.verdict.reward:g}{why}, stopped by {record.stop}"
         )
 
     def _seconds_left(self, step: int) -> float:

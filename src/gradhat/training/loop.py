@@ -1,12 +1,11 @@
 """The training loop: sample, learn, log, save. It knows no algorithm: what learns is a function it is given.
 
-A run is a pure function of its config. Every random number follows from (seed, step, ...), the data cursor is a few numbers,
-so a run that goes on from a checkpoint repeats what it would have done, to the bit.
+A run is a pure function of its config. Every random number follows from (seed, step, ...), the data cursor is
+a few numbers, so a run that goes on from a checkpoint repeats what it would have done, to the bit.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from gradhat.estimators.group import silent
 from gradhat.policies.language import weights
 from gradhat.policies.language.chat import Chat
 from gradhat.policies.language.policy import LanguagePolicy
+from gradhat.policies.language.transformer import Transformer
 from gradhat.rollouts.engine import Engine, Limits
 from gradhat.rollouts.episodes import Experience, collect
 from gradhat.training import checkpoint, machine, metrics
@@ -80,27 +80,28 @@ class Session:
         self.num_tokens = found.cursor["num_tokens"]
 
 
-def train(run: RunFolder, config: TrainConfig) -> int:
+def train(run: RunFolder, session: Session) -> int:
     """Train in `run` until the last step or Ctrl-C, from its newest whole checkpoint if it has one.
 
     Returns the exit code: 0, or 130 after Ctrl-C, when the step in hand was finished and saved.
     """
-    set_threads(config.num_threads)
-    keep_freed_memory()
+    config = session.config
     found, damage = checkpoint.newest(run.checkpoints)
-    done = found.step if found else 0
-    if done >= config.num_steps and (run.path / "summary.json").exists():
+    if found is not None and found.step >= config.num_steps and (run.path / "summary.json").exists():
         raise RunError(
             f"resume {run.path}: all its {config.num_steps} steps are done. Go on with --num-steps MORE, "
             f"or look at it: gradhat eval {run.path}"
         )
     run.rewind(found.step if found else -1)
-    with Log(config.num_steps, done) as log:
+    if found is not None:
+        session.resume(found)
+    with Log(config.num_steps, session.step) as log:
         for line in [*damage, *_note_machine(run)]:
             log.warn(line)
-        session = prepare(config, found)
         log.say(_opening(run, session))
-        with Interrupt(lambda: log.say("finishing this step, then saving; Ctrl-C again stops at once")) as interrupt:
+        with Interrupt(
+            lambda: log.say("finishing this step, then saving; Ctrl-C again stops at once")
+        ) as interrupt:
             if found is None:
                 measured = _measure(session, session.held_out[: config.eval_questions], config.eval_samples)
                 _record(run, log, 0, _held_out(measured))
@@ -111,8 +112,10 @@ def train(run: RunFolder, config: TrainConfig) -> int:
             return _finish(run, log, session)
 
 
-def prepare(config: TrainConfig, found: Checkpoint | None) -> Session:
-    """Load the task and the model and put the parts together, as they were at `found` if there is one."""
+def prepare(config: TrainConfig) -> Session:
+    """Load the task and the model of `config` and put the parts together. Writes nothing."""
+    set_threads(config.num_threads)
+    keep_freed_memory()
     levels = [load_task(spec) for spec in (*config.curriculum, config.task)]
     for task in levels:
         check(task)
@@ -124,8 +127,7 @@ def prepare(config: TrainConfig, found: Checkpoint | None) -> Session:
         )
     model = weights.resolve(config.model)
     chat = Chat.read(model)
-    network = weights.load(found.path if found else model, compute_dtype(config.dtype))
-    policy = LanguagePolicy(network, config.temperature, config.token_budget)
+    network = weights.load(model, compute_dtype(config.dtype))
     optimizer = MasterAdamW(
         network,
         lr=config.lr,
@@ -133,7 +135,7 @@ def prepare(config: TrainConfig, found: Checkpoint | None) -> Session:
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
     )
-    session = Session(
+    return Session(
         config=config,
         model=model,
         task=levels[-1],
@@ -141,17 +143,15 @@ def prepare(config: TrainConfig, found: Checkpoint | None) -> Session:
         chat=chat,
         engine=Engine(network, chat, num_slots=config.num_slots),
         optimizer=optimizer,
-        learn=group_family(config, policy, optimizer, model),
+        learn=group_family(config, network, optimizer, model),
         source=Source(levels, system=config.system, threshold=config.curriculum_threshold, seed=config.seed),
     )
-    if found is not None:
-        session.resume(found)
-    return session
 
 
-def group_family(config: TrainConfig, policy: LanguagePolicy, optimizer: MasterAdamW, model: Path) -> Learn:
-    """Return the function that learns from a batch by the algorithm of `config`."""
+def group_family(config: TrainConfig, network: Transformer, optimizer: MasterAdamW, model: Path) -> Learn:
+    """Return the function that learns from a batch by the algorithm of `config`; `model` is its reference."""
     row = FAMILY[config.algorithm]
+    policy = LanguagePolicy(network, config.temperature, config.token_budget)
     settings = grpo.Settings(
         config.max_new_tokens, config.clip_low, config.clip_high, config.kl_coef, config.num_epochs
     )
@@ -177,7 +177,9 @@ def _advance(run: RunFolder, log: Log, session: Session) -> None:
     clock.lap("sample")
     batch, values = session.learn(experience.sampled.select(experience.chosen))
     clock.lap("update")
-    values |= metrics.of_experience(experience, config.num_prompts) | _count(session, experience.sampled, values)
+    values |= metrics.of_experience(experience, config.num_prompts) | _count(
+        session, experience.sampled, values
+    )
     if session.source.observe(metrics.success_rates(experience.sampled)):
         log.say(f"level {session.source.level + 1} of {len(session.source.levels)} opens")
     run.write_rollouts(session.step, experience.sampled, experience.chosen, batch.adv)
@@ -239,7 +241,9 @@ def save(run: RunFolder, session: Session) -> Path:
     )
 
 
-def _measure(session: Session, questions: list[Question], num_samples: int, *, greedy: bool = False) -> Measurement:
+def _measure(
+    session: Session, questions: list[Question], num_samples: int, *, greedy: bool = False
+) -> Measurement:
     """Measure the present weights on held-out questions, at the training temperature or greedily."""
     config = session.config
     limits = Limits(
@@ -280,8 +284,8 @@ def _stop_when_stuck(run: RunFolder, session: Session) -> None:
     if session.skipped < session.config.max_skipped_steps:
         return
     raise RunError(
-        f"step {session.step} of {run.path}: the gradient was not finite in the last {session.skipped} steps, and each "
-        f"was skipped. Lower --lr or --max-grad-norm in a new run. Checkpoints before this are in {run.checkpoints}."
+        f"step {session.step} of {run.path}: the gradient of the last {session.skipped} steps was not "
+        f"finite, and they were skipped. Lower --lr in a new run. The checkpoints in {run.checkpoints} are whole."
     )
 
 
@@ -299,13 +303,14 @@ def _finish(run: RunFolder, log: Log, session: Session) -> int:
     config = session.config
     sampled = _measure(session, session.held_out, config.final_samples)
     greedy = _measure(session, session.held_out, 1, greedy=True)
-    first = next((line for line in run.read_metrics() if line["step"] == 0), {})
+    lines = run.read_metrics()
     summary = {
         "steps": session.step,
         "num_tokens": session.num_tokens,
-        "before": {key: first.get(f"held_out/{key}") for key in ("accuracy", "low", "high", "reward")},
-        "after": {**asdict(sampled.accuracy()), "reward": sampled.reward()},
-        "after_greedy": {**asdict(greedy.accuracy()), "reward": greedy.reward()},
+        "seconds": sum(line.get("step_time", 0.0) for line in lines),
+        "before": {key: value for key, value in lines[0].items() if key.startswith("held_out/")},
+        "after": _held_out(sampled),
+        "after_greedy": _held_out(greedy),
         "questions": len(session.held_out),
         "samples": config.final_samples,
         "checkpoint": str(checkpoint.steps(run.checkpoints)[0].relative_to(run.path)),
@@ -317,8 +322,9 @@ def _finish(run: RunFolder, log: Log, session: Session) -> int:
 
 def _closing(run: RunFolder, sampled: Interval, greedy: Interval, session: Session) -> str:
     return (
-        f"done. {len(session.held_out)} held-out questions: sampled {sampled.mean:.3f} "
-        f"[{sampled.low:.3f}, {sampled.high:.3f}], greedy {greedy.mean:.3f} [{greedy.low:.3f}, {greedy.high:.3f}]\n"
+        f"done. {len(session.held_out)} held-out questions: "
+        f"sampled {sampled.mean:.3f} [{sampled.low:.3f}, {sampled.high:.3f}], "
+        f"greedy {greedy.mean:.3f} [{greedy.low:.3f}, {greedy.high:.3f}]\n"
         f"talk to it: gradhat chat {run.path}"
     )
 
@@ -327,15 +333,16 @@ def _opening(run: RunFolder, session: Session) -> str:
     network, config = session.engine.model, session.config
     size = sum(p.numel() for p in network.parameters())
     where = f", from step {session.step}" if session.step else ""
+    dtype = str(network.embed.weight.dtype).removeprefix("torch.")
     return (
         f"run    {run.path}{where}\n"
-        f"model  {config.model}: {size / 1e6:.0f}M parameters in {str(network.embed.weight.dtype).removeprefix('torch.')}\n"
+        f"model  {config.model}: {size / 1e6:.0f}M parameters in {dtype}\n"
         f"task   {config.task}: {len(session.held_out)} questions held out"
     )
 
 
 def _note_machine(run: RunFolder) -> list[str]:
-    """Write env.json, with those of earlier starts in it; return a warning when a bit-exact continuation is lost."""
+    """Write env.json, with those of earlier starts in it; return a warning when bits may differ now."""
     now = machine.describe()
     earlier: list[dict[str, Any]] = []
     if (run.path / "env.json").exists():
@@ -343,4 +350,8 @@ def _note_machine(run: RunFolder) -> list[str]:
         earlier = [*before.pop("earlier", []), before]
     run.write_json("env.json", {**now, "earlier": earlier} if earlier else now)
     changed = machine.changes(earlier[-1], now) if earlier else []
-    return [f"{', '.join(changed)} changed since the run stopped: it goes on, but not to the bit"] if changed else []
+    return (
+        [f"{', '.join(changed)} changed since the run stopped: it goes on, but not to the bit"]
+        if changed
+        else []
+    )

@@ -24,7 +24,7 @@ class Clock:
         self._last = now
 
     def times(self, num_tokens: int) -> dict[str, float]:
-        """Return the time of the step and of its parts in seconds, and the sampled tokens learned from in one."""
+        """Return the seconds of the step and of its parts, and the tokens sampled and learned from in one."""
         learning = self._laps["sample"] + self._laps["update"]
         parts = {f"time/{name}": seconds for name, seconds in self._laps.items()}
         return {"step_time": sum(self._laps.values()), "tokens_per_second": num_tokens / learning, **parts}
@@ -33,8 +33,8 @@ class Clock:
 def of_experience(experience: Experience, num_prompts: int) -> dict[str, float]:
     """Return the metrics of one step's samples.
 
-    Rewards, lengths and silence are those of everything that was sampled. The batch that is learned from is chosen by its
-    rewards, so its mean would say less. Groups have one size.
+    Rewards, lengths and silence are those of everything that was sampled. The batch that is learned from is
+    chosen by its rewards, so its mean would say less. Groups have one size.
     """
     sampled = experience.sampled
     returns, rewards = sampled.returns(), _by_group(sampled)
@@ -57,12 +57,12 @@ def of_experience(experience: Experience, num_prompts: int) -> dict[str, float]:
 
 
 def success_rates(sampled: Trajectories) -> list[float]:
-    """Return the share of completions that solve each prompt, in the order in which the prompts were sampled."""
+    """Return the share of completions that solve each prompt, in the order of sampling."""
     return [sum(reward >= SOLVED for reward in group) / len(group) for group in _by_group(sampled)]
 
 
 def num_tokens(sampled: Trajectories) -> int:
-    """Return the tokens of prompts and completions, each prompt counted for each of its completions as TRL does."""
+    """Return the tokens of prompts and completions; a prompt counts once for each completion, as in TRL."""
     return sum(map(len, sampled.observations)) + int(sampled.mask.sum())
 
 

@@ -10,6 +10,7 @@ import torch
 from gradhat.errors import RunError
 from gradhat.policies.language import weights
 from gradhat.training import checkpoint
+from gradhat.training.run_folder import is_run
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -35,13 +36,8 @@ def find(place: str) -> Path:
     return found.path
 
 
-def is_run(path: Path) -> bool:
-    """Return whether `path` is a run folder, not a model folder: both have a config.json."""
-    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
-
-
 def compute_dtype(dtype: Dtype) -> torch.dtype:
-    """Return the type to compute in. "auto" is bfloat16 only where the processor has instructions to multiply it."""
+    """Return the type to compute in. "auto" is bfloat16 where the processor has instructions for it."""
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
@@ -57,8 +53,8 @@ def set_threads(num_threads: int | None) -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep the large blocks that tensors free, instead of giving each back to the system.
 
-    Every step allocates the same blocks again, and taking them from the system costs a page fault per 4 KiB: a fifth of
-    the time of a training pass here (benchmarks/RESULTS.md). Does nothing where there is no glibc.
+    Every step allocates the same blocks again, and taking them from the system costs a page fault per 4 KiB:
+    a fifth of the time of a training pass here (benchmarks/RESULTS.md). Does nothing where there is no glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -7,14 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from gradhat.algorithms.ascend import Step
+from gradhat.errors import RunError
+
+CLIP_EPS = 1e-6
+"""Keeps the clip's divisor above 0, as torch.nn.utils.clip_grad_norm_ does."""
+STATE = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW keeps for each weight: the two moments, and the number of steps as a scalar."""
 
 
 class MasterAdamW:
-    """Gradients are summed in float32, clipped by their global norm, and applied to float32 masters (Loshchilov and Hutter
-    2019, algorithm 2); the network's own weights are the masters, rounded. A bfloat16 weight alone would swallow any step
-    below 1/256 of its size, which at lr 1e-5 is nearly every one.
+    """Gradients are summed in float32, clipped by their global norm, and applied to float32 masters; the
+    network's own weights are the masters, rounded.
 
-    For a network that computes in float32 the masters are its own weights.
+    Source: Loshchilov and Hutter 2019, algorithm 2. A bfloat16 weight alone would swallow any step below
+    1/256 of its size, which at lr 1e-5 is nearly every one. For a network that computes in float32 or wider
+    the masters are its own weights. `lr` may be set between steps.
     """
 
     def __init__(
@@ -30,36 +37,88 @@ class MasterAdamW:
         self.max_grad_norm = max_grad_norm
         self.weights = dict(module.named_parameters())
         self.wide = {
-            name: w.detach() if w.dtype != torch.bfloat16 else w.detach().float()
+            name: w.detach().to(torch.promote_types(w.dtype, torch.float32))
             for name, w in self.weights.items()
         }
         self.optimizer = torch.optim.AdamW(
-            [{"params": list(self.wide.values())}], lr=lr, betas=betas, weight_decay=weight_decay, fused=True
+            self.wide.values(), lr=lr, betas=betas, weight_decay=weight_decay, fused=True
         )
+        self.sums: dict[str, Tensor] = {}
+        """The gradient so far. That of a single micro-batch stays in the network's type; a sum of several is wide."""
 
     def accumulate(self) -> None:
-        """Add the network's gradient to the masters' and clear it."""
+        """Add the network's gradient to the sum, and free it."""
         for name, weight in self.weights.items():
-            if weight.grad is None:
-                continue
-            master = self.wide[name]
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
-            master.grad.add_(weight.grad)
-            weight.grad.zero_()
+            if weight.grad is not None:
+                grad, before = weight.grad, self.sums.get(name)
+                self.sums[name] = grad if before is None else before.to(self.wide[name].dtype).add_(grad)
+                weight.grad = None
 
     def step(self) -> Step:
-        """Clip, step, round into the network, clear. A gradient that is not finite changes nothing."""
-        masters = list(self.wide.values())
-        norm = float(nn.utils.clip_grad_norm_(masters, self.max_grad_norm, foreach=True))
+        """Clip, step, round into the network, clear. A gradient that is not finite changes nothing.
+
+        One weight at a time: the float32 gradient of the whole network never exists.
+        """
+        wide = torch.float32
+        norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, wide)) for g in self.sums.values()]
+        norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
         skipped = not math.isfinite(norm)
         if not skipped:
             self.optimizer.param_groups[0]["lr"] = self.lr
-            self.optimizer.step()
-            with torch.no_grad():
-                for name, weight in self.weights.items():
-                    weight.copy_(self.wide[name])
-        for master in masters:
-            if master.grad is not None:
-                master.grad.zero_()
-        return Step(norm, skipped)
+            scale = (self.max_grad_norm / (norm + CLIP_EPS)).clamp(max=1.0)
+            for name, grad in self.sums.items():
+                master = self.wide[name]
+                master.grad = grad.to(master.dtype) * scale
+                self.optimizer.step()
+                master.grad = None
+            self._round()
+        self.sums.clear()
+        return Step(float(norm), skipped)
+
+    def masters(self) -> dict[str, Tensor]:
+        """Return the masters by parameter name, float32: not copies, they move with the next step."""
+        return dict(self.wide)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return AdamW's state by names such as "exp_avg.norm.weight": not copies. Empty at first."""
+        found = self.optimizer.state
+        return {
+            f"{key}.{name}": found[w][key] for name, w in self.wide.items() if w in found for key in STATE
+        }
+
+    def restore(self, masters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        """Stand where `masters` and `state` were taken, to the bit, and round the masters into the network.
+
+        RunError for names or shapes of another network or optimiser; nothing has changed then.
+        """
+        _check("weights", {name: w.shape for name, w in self.wide.items()}, masters)
+        shapes = {
+            f"{key}.{name}": torch.Size() if key == "step" else w.shape
+            for name, w in self.wide.items()
+            for key in STATE
+        }
+        _check("optimiser state", shapes if state else {}, state)
+        self.optimizer.state.clear()
+        for name, master in self.wide.items():
+            master.copy_(masters[name])
+            if state:
+                self.optimizer.state[master] = {key: state[f"{key}.{name}"].clone() for key in STATE}
+        self._round()
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        for name, weight in self.weights.items():
+            weight.copy_(self.wide[name])
+
+
+def _check(what: str, wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> None:
+    wrong = sorted(
+        name
+        for name in wanted.keys() | found.keys()
+        if name not in wanted or name not in found or found[name].shape != wanted[name]
+    )
+    if wrong:
+        raise RunError(
+            f"restore {len(wanted)} tensors of {what}: found {len(found)}, and {len(wrong)} names that are "
+            f"missing, unknown or of another shape, such as {wrong[0]}. Use a checkpoint of this network."
+        )

@@ -19,11 +19,15 @@ import shutil
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from gradhat.errors import RunError
 from gradhat.training.config import TrainConfig, from_json, to_json
-from gradhat.trajectories import Trajectories
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradhat.trajectories import Trajectories
 
 PARTIAL = ".partial-"
 """Prefix of a name that is still being written."""
@@ -38,7 +42,10 @@ Metrics = Mapping[str, float | str | list[str]]
 
 
 class RunFolder:
-    """One run folder. The process that trains holds a lock on it, which the system frees when it dies."""
+    """One run folder. `create` and `open` take a lock for the process that trains, `close` frees it.
+
+    A context. The system frees the lock of a process that dies.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,7 +55,7 @@ class RunFolder:
         self._lock: int | None = None
 
     @classmethod
-    def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
+    def create(cls, path: Path, config: TrainConfig) -> Self:
         """Make a new run folder. RunError if something is at `path` already or it cannot be written."""
         if path.exists() and not path.is_dir():
             raise RunError(f"write a run to {path}: found a file there. Choose another --out.")
@@ -74,7 +81,7 @@ class RunFolder:
         return run
 
     @classmethod
-    def open(cls, path: Path) -> "RunFolder":
+    def open(cls, path: Path) -> Self:
         """Open the run at `path` to train on in it, and clear what a killed process left half-written."""
         run = cls(path)
         run.config()
@@ -96,8 +103,8 @@ class RunFolder:
             return json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise RunError(
-                f"read the run in {self.path}: {name} cannot be read ({error}). Name the folder of a run, the one "
-                f"that `gradhat train` printed when it started."
+                f"read the run in {self.path}: {name} cannot be read ({error}). Name the folder of a run, "
+                f"the one that `gradhat train` printed when it started."
             ) from error
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
@@ -120,7 +127,9 @@ class RunFolder:
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         return [line for line in map(_parsed, lines) if line is not None]
 
-    def write_rollouts(self, step: int, sampled: Trajectories, chosen: Tensor, adv: Tensor | None) -> None:
+    def write_rollouts(
+        self, step: int, sampled: "Trajectories", chosen: "Tensor", adv: "Tensor | None"
+    ) -> None:
         """Write all that a step sampled as one parquet file, a row each, per-token columns as lists.
 
         `chosen` int64 `[N]` are the rows that were learned from, `adv` `[N, T]` their credit.
@@ -152,8 +161,15 @@ class RunFolder:
         except OSError as error:
             self.close()
             raise RunError(
-                f"train in {self.path}: another process is training there. Wait for it, stop it, or choose another --out."
+                f"train in {self.path}: another process is training there. "
+                f"Wait for it, stop it, or choose another --out."
             ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Free the lock."""
@@ -167,10 +183,15 @@ class RunFolder:
                 remove(partial)
 
 
+def is_run(path: Path) -> bool:
+    """Return whether `path` is a run folder, not a model folder: both have a config.json."""
+    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+
+
 def rollout_rows(
-    step: int, sampled: Trajectories, chosen: Tensor, adv: Tensor | None
+    step: int, sampled: "Trajectories", chosen: "Tensor", adv: "Tensor | None"
 ) -> Iterator[dict[str, Any]]:
-    """Yield one row per trajectory. Token lists stop at its last step; `adv` is null where no credit was given."""
+    """Yield one row per trajectory. Token lists stop at its last step; `adv` is null without credit."""
     credit = {} if adv is None else dict(zip(chosen.tolist(), adv, strict=True))
     for i, record in enumerate(sampled.records):
         mask = sampled.mask[i]

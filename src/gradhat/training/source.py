@@ -16,8 +16,8 @@ WINDOW = 32
 class Source:
     """Training episodes from `levels`, easy to hard: an iterator of start states that never ends.
 
-    The next level opens when the success rate reaches `threshold`. Start number n is a function of (seed, n, level) alone,
-    so a few numbers continue the stream.
+    The next level opens when the success rate reaches `threshold`. Start number n is a function of (seed, n,
+    level) alone, so a few numbers continue the stream.
     """
 
     def __init__(self, levels: Sequence[Task], *, system: str, threshold: float, seed: int) -> None:
@@ -41,7 +41,8 @@ class Source:
         return Start(make, derive(self.seed, "question", self.drawn))
 
     def observe(self, rates: Sequence[float]) -> bool:
-        """Take in the success rate of each prompt of a step, silent ones included. Returns whether a level opens.
+        """Take in the success rate of each prompt of a step, silent ones included. Returns whether a level
+        opens.
 
         Silent prompts are all right or all wrong: without them the rate would be drawn towards the middle.
         """

@@ -71,7 +71,7 @@ def test_the_held_out_set_is_complete_distinct_and_in_order() -> None:
 def test_a_split_without_questions_is_an_error() -> None:
     task = Mine(question=lambda seed: QUESTION)
     empty = "train" if held_out(QUESTION.text) else "held_out"
-    with pytest.raises(TaskError, match=f"Mine.*{empty}.*more distinct questions"):
+    with pytest.raises(TaskError, match=rf"Mine.*{empty}.*more distinct questions"):
         draw(task, empty, 0)
     assert [q.text for q in held_out_set(task, 5, 0)] == ([QUESTION.text] if empty == "train" else [])
 
@@ -119,7 +119,7 @@ def test_a_score_that_raises_keeps_its_cause() -> None:
     def score(question: Question, completion: str) -> float:
         raise KeyError("colour")
 
-    with pytest.raises(TaskError, match="task Mine.*Say yes.*KeyError: 'colour'") as caught:
+    with pytest.raises(TaskError, match=r"task Mine.*Say yes.*KeyError: 'colour'") as caught:
         judge(Mine(score), QUESTION, "yes")
     assert isinstance(caught.value.__cause__, KeyError)
 
@@ -213,5 +213,5 @@ def test_a_good_task_passes_its_check() -> None:
     ],
 )
 def test_a_bad_task_fails_its_check(task: Mine, message: str) -> None:
-    with pytest.raises(TaskError, match=f"task Mine: .*{message}"):
+    with pytest.raises(TaskError, match=rf"task Mine: .*{message}"):
         check(task)

@@ -1,10 +1,11 @@
-"""Reading answers: what is a number, what is arithmetic, what is a formula, and that hostile text stays text."""
+"""Reading answers: what is a number, what is arithmetic, what is a formula. Hostile text stays text."""
 
+import re
 from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradhat.envs.text.verify import (
@@ -60,6 +61,7 @@ def test_no_number(text: str) -> None:
     assert same_number(text, "7") == (0.0, {"correct": 0.0}, "no number, expected 7")
 
 
+@settings(deadline=None)
 @given(st.integers(), st.text(alphabet="abc .,:\n-", max_size=10))
 def test_any_integer_is_read_back_with_and_without_commas(number: int, after: str) -> None:
     for written in (str(number), f"{number:,}"):
@@ -108,6 +110,7 @@ def expressions() -> st.SearchStrategy[str]:
     )
 
 
+@settings(deadline=None)
 @given(expressions())
 def test_evaluate_is_exact_arithmetic(text: str) -> None:
     fractions = "".join(f"Fraction({part})" if part.isdigit() else part for part in _split(text))
@@ -123,8 +126,6 @@ def test_evaluate_is_exact_arithmetic(text: str) -> None:
 
 
 def _split(text: str) -> list[str]:
-    import re
-
     return re.findall(r"[0-9]+|[^0-9]", text)
 
 
@@ -157,14 +158,12 @@ def test_evaluate_knows_precedence_and_quotients() -> None:
         "1\n+1",
         "(" * 300 + "1" + ")" * 300,
         "(" * 190 + "1",
-        "-" * 399 + "1",
         "1+" * (MAX_EXPRESSION // 2) + "1",
         "\u0661+1",
     ],
 )
 def test_evaluate_refuses_everything_else(text: str) -> None:
-    found = evaluate(text)
-    assert found is None or text.startswith("-"), found
+    assert evaluate(text) is None
 
 
 NAMES = frozenset({"x", "sin", "exp", "C"})

@@ -45,12 +45,18 @@ def test_smollm2_special_tokens_and_digits(smollm2: Chat) -> None:
     assert smollm2.stop_ids == {2}
     end = ids.index(2, ids.index(2) + 1)
     assert [smollm2.decode([index]) for index in ids[end - 4 : end]] == ["  ", "9", "0", "7"]
-    assert smollm2.decode(ids[-2:]) == "assistant\n"
+    assert smollm2.decode(ids[-3:]) == "assistant\n"
 
 
 def test_an_answer_ends_where_the_template_ends_it(folder: Path) -> None:
     # Some models declare only the end of a document, which they never sample in a conversation.
     change_json(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+    assert Chat.read(folder).stop_ids == {0, 2}
+
+
+def test_only_the_first_token_after_an_answer_is_an_end(folder: Path) -> None:
+    template = TEMPLATE.replace("<|im_end|>", "<|im_end|><|im_start|>")
+    change_json(folder / "tokenizer_config.json", chat_template=template, eos_token="<|endoftext|>")
     assert Chat.read(folder).stop_ids == {0, 2}
 
 

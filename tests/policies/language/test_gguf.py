@@ -83,6 +83,14 @@ def test_the_tokenizer_cuts_special_tokens_digits_and_words(tmp_path: Path) -> N
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == 2
 
 
+def test_the_config_has_the_decimals_of_the_original(tmp_path: Path) -> None:
+    # GGUF keeps float32: read plainly, 1e-5 comes back as 9.999999747378752e-06.
+    write_gguf(tmp_path / "model.gguf")
+    convert(tmp_path / "model.gguf", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["rms_norm_eps"], config["rope_theta"]) == (1e-5, 5000.0)
+
+
 def test_the_split_patterns_are_those_of_the_models() -> None:
     assert gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS["qwen2"] == QWEN2_SPLIT
     assert gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"] == LLAMA3_SPLIT

@@ -12,6 +12,7 @@ from tiny import add_tokenizer, change_json, our_logits, peer, peer_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradhat.errors import ModelError
+from gradhat.policies.language.config import read_json
 from gradhat.policies.language.weights import load, read_config, resolve, save
 
 LLAMA3 = {
@@ -112,6 +113,8 @@ def test_float32_masters_of_a_bfloat16_model_are_saved_whole(folder: Path, tmp_p
     save(state, read_config(folder), tmp_path / "saved", folder)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert torch.equal(theirs.model.embed_tokens.weight, state["embed.weight"])
+    # Readers of the older spelling would still narrow them.
+    assert "torch_dtype" not in read_json(tmp_path / "saved" / "config.json")
 
 
 def test_saved_weights_are_as_readable_as_the_config(folder: Path, tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ class AnyText(gymnasium.Space[str]):
     """Every string. Gymnasium's own Text knows only strings over a listed alphabet, up to a listed length."""
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """Return random printable ASCII; masks have no meaning here and are ignored, as in other unbounded
-        spaces.
-        """
+        """Return random printable ASCII. A mask is an error, as it is in Gymnasium's other unbounded spaces."""
+        if mask is not None or probability is not None:
+            raise gymnasium.error.Error("A text was asked for under a mask. Sample without one.")
         alphabet = string.printable
         return "".join(alphabet[int(i)] for i in self.np_random.integers(len(alphabet), size=SAMPLE_LENGTH))
 
@@ -39,7 +39,7 @@ class Conversation(gymnasium.Space[list[Message]]):
     def sample(self, mask: Any = None, probability: Any = None) -> list[Message]:
         """Return one user message of random text."""
         text = AnyText(seed=self.np_random)
-        return [{"role": "user", "content": text.sample()}]
+        return [{"role": "user", "content": text.sample(mask, probability)}]
 
     def contains(self, x: Any) -> bool:
         """Return whether `x` is a list of dictionaries with exactly two strings, `role` and `content`."""

@@ -45,6 +45,7 @@ EMPTY = '""'
 """How an answer that is the empty text is written."""
 SCORE_SECONDS = 5.0
 GENERATE_SECONDS = 30.0
+"""Computing time that one answer or one question may cost."""
 NUMBER_PROBES = 16
 """Questions that must have a number as answer before the last number is what a task reads."""
 
@@ -60,10 +61,9 @@ _NAN_PASSES = frozenset({"complex_arithmetic", "number_sorting"})
 
 
 class ReasoningGym:
-    """One task of reasoning-gym. Raises TaskError for an unknown name or setting, and when a question cannot
-    be made.
+    """One task of reasoning-gym. TaskError for an unknown name or setting, and when no question can be made.
 
-    A scorer that raises, dies, overruns `SCORE_SECONDS` or returns NaN gives a verdict with reward 0 that
+    A scorer that raises, dies, overruns `SCORE_SECONDS` or returns NaN gives a reward of 0 and a verdict that
     says so.
     """
 

@@ -57,9 +57,9 @@ def confine() -> None:
 
 
 def limit_time(seconds: float) -> None:
-    """Let the kernel end this process when it computes for more than about `seconds` from now."""
+    """Let the kernel end this process when it computes for more than `seconds`, rounded up, from now."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    soft = int(usage.ru_utime + usage.ru_stime + seconds) + 2
+    soft = int(usage.ru_utime + usage.ru_stime + seconds) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 

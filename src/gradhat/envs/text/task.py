@@ -31,9 +31,7 @@ TIME_LIMIT = 60.0
 
 
 class Question(NamedTuple):
-    """One question. `answer` is the gold text, or "" where a task has none; `entry` is what a scorer needs
-    besides.
-    """
+    """One question. `answer` is the gold text or "" if there is none; `entry` is what else a scorer needs."""
 
     text: str
     answer: str
@@ -53,8 +51,7 @@ class Task(Protocol):
 
 
 def held_out(question_text: str) -> bool:
-    """Return whether a question belongs to the held-out fifth. Depends on the text alone, not on seed or
-    process.
+    """Return whether a question belongs to the held-out fifth. It depends on the text alone.
 
     Questions that mean the same in other words ("3 + 4", "4 + 3") are different questions and may be split.
     """
@@ -78,8 +75,7 @@ def draw(task: Task, split: Split, seed: int) -> Question:
 
 
 def held_out_set(task: Task, n: int, seed: int) -> list[Question]:
-    """Return up to `n` distinct held-out questions, in an order that `seed` fixes; all of them when there are
-    fewer.
+    """Return `n` distinct held-out questions in an order that `seed` fixes; all of them when there are fewer.
 
     The search ends when draws bring nothing new for 100 × (found + 10) questions. When questions are equally
     likely the chance that one more exists is then below 1e-6; rare questions of an uneven task can be missed.
@@ -97,9 +93,7 @@ def held_out_set(task: Task, n: int, seed: int) -> list[Question]:
 
 
 def _derived_seeds(seed: int) -> Iterator[int]:
-    """Yield the seeds that `seed` names. Seeds of neighbours do not overlap, and all fit in 31 bits for
-    NumPy.
-    """
+    """Yield the seeds that `seed` names. Its neighbours name others; all fit in 31 bits, for NumPy."""
     rng = random.Random(seed)
     while True:
         yield rng.getrandbits(31)
@@ -167,8 +161,7 @@ class _TimeUp(BaseException):
 def guarded(asked: str, seconds: float) -> Generator[None]:
     """Turn an exception, an exit or an overrun inside into a TaskError that begins with `asked`.
 
-    The time limit holds in the main thread only: elsewhere Python cannot interrupt a call. A TaskError
-    passes.
+    The time limit holds in the main thread only: elsewhere Python cannot interrupt a call.
     """
     try:
         with _time_limit(seconds):
@@ -186,9 +179,7 @@ def guarded(asked: str, seconds: float) -> Generator[None]:
 
 @contextmanager
 def _time_limit(seconds: float) -> Generator[None]:
-    """Raise _TimeUp inside after `seconds`. Python runs signal handlers in the main thread only; elsewhere:
-    no limit.
-    """
+    """Raise _TimeUp inside after `seconds`. Only in the main thread, where Python runs signal handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -18,6 +18,10 @@ from typing import Any
 
 START_SECONDS = 60.0
 """Time to start the process and open it."""
+PATIENCE = 4
+"""On a busy machine a process waits for the processor: a request may take this many times its own time."""
+MAX_REPLY = 1 << 22
+"""Bytes of the longest reply."""
 
 # A fixed hash seed: some generators iterate over sets. One thread: the trainer owns the cores.
 _ENVIRONMENT = {
@@ -29,14 +33,11 @@ _ENVIRONMENT = {
 
 
 class WorkerLost(Exception):
-    """The process died, ran out of time, or answered something that is not the reply. It starts afresh at
-    next use.
-    """
+    """The process died, ran out of time, or answered something else. It starts afresh at its next use."""
 
 
 class Worker:
-    """Runs `script` in a process of its own: started at first use, killed when it overruns, started again
-    when needed.
+    """Runs `script` in a process of its own: started at first use, killed and started again when it overruns.
 
     `opening` is the first request after every start. The process ends with this object, or with this program.
     """
@@ -67,10 +68,13 @@ class Worker:
         return self._exchange(self._process, self._opening, START_SECONDS)
 
     def call(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Return the reply to `request`. Raises WorkerLost when none comes within `seconds`."""
+        """Return the reply to `request`, which the process may compute for `seconds`.
+
+        Raises WorkerLost when none comes within `PATIENCE` times that, by the clock on the wall.
+        """
         self.start()
         assert self._process is not None
-        return self._exchange(self._process, {**request, "seconds": seconds}, seconds)
+        return self._exchange(self._process, {**request, "seconds": seconds}, PATIENCE * seconds)
 
     def stop(self) -> None:
         """Kill the process if it runs."""
@@ -90,7 +94,7 @@ class Worker:
             reply = json.loads(_read_line(process.stdout.fileno(), seconds))
             if not isinstance(reply, dict) or reply.pop("id", None) != self._num_requests:
                 raise WorkerLost("it answered something else")
-        except (BrokenPipeError, ValueError) as error:
+        except (BrokenPipeError, ValueError, RecursionError) as error:
             self.stop()
             raise WorkerLost("it broke off") from error
         except BaseException:
@@ -108,9 +112,9 @@ def _read_line(descriptor: int, seconds: float) -> bytes:
         if not ready:
             raise WorkerLost(f"it took more than {seconds:g} s")
         chunk = os.read(descriptor, 1 << 16)
-        if not chunk:
-            raise WorkerLost("it died")
         line += chunk
+        if not chunk or len(line) > MAX_REPLY:
+            raise WorkerLost("its answer has no end" if chunk else "it died")
     return line
 
 

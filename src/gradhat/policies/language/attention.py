@@ -1,6 +1,7 @@
 """Attention over padded rows, and the way between a flat stream and padded rows.
 
-Shapes: `B` rows, `Q` queries, `L` keys, `H` query heads, `K` key-value heads, `D` head size, `N` tokens in the stream.
+Shapes: `B` rows, `Q` queries, `L` keys, `H` query heads, `K` key-value heads, `D` head size, `N` tokens in
+the stream.
 """
 
 from typing import Any
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SHORT = 512
-"""Up to this many keys the scores fit in the cache, and plain products with their plain gradient are 7 times faster on a
-processor than the fused kernel's backward (benchmarks/RESULTS.md). Beyond it the fused kernel saves the memory."""
+"""Up to this many keys the scores fit in the cache, and plain products with their plain gradient are 7 times
+faster on a processor than the fused kernel's backward (benchmarks/RESULTS.md). Beyond it the fused kernel
+saves the memory."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -39,7 +41,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def hide(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what to add to the scores, `[B, 1, Q, L]`: 0 where `seen` (bool `[B, Q, L]`) is true, −∞ elsewhere.
+    """Return what to add to the scores, `[B, 1, Q, L]`: 0 where `seen` (bool `[B, Q, L]`) is true, else −∞.
 
     Every query must see a key: a row of −∞ has no softmax.
     """
@@ -47,12 +49,12 @@ def hide(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def places_of(real: Tensor) -> Tensor:
-    """Return where `real` (bool `[B, L]`) is true, in row-major order: int64 `[N]` into the `B · L` places."""
+    """Return where `real` (bool `[B, L]`) is true, row by row: int64 `[N]` into the `B · L` places."""
     return real.flatten().nonzero()[:, 0]
 
 
 class _Pad(torch.autograd.Function):
-    """Rows of a stream into their places. Each place has one row, so the gradient is a plain gather, not an accumulation."""
+    """Rows of a stream into their places. A place has one row, so the gradient is a gather, not a sum."""
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor, places: Tensor, num_places: int) -> Tensor:
@@ -75,12 +77,12 @@ class _Unpad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        grad = grads[0]
-        return grad.new_zeros(ctx.num_places, *grad.shape[1:]).index_copy_(0, ctx.saved_tensors[0], grad), None
+        (places,), grad = ctx.saved_tensors, grads[0]
+        return grad.new_zeros(ctx.num_places, *grad.shape[1:]).index_copy_(0, places, grad), None
 
 
 def pad(flat: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
-    """`[N, ...]` → `[B, L, ...]`: the stream into its `places` (int64 `[N]`, distinct) of `shape` (B, L), zero elsewhere."""
+    """`[N, ...]` → `[B, L, ...]`: the stream into its `places` (int64 `[N]`, distinct) of `shape` (B, L)."""
     return _Pad.apply(flat, places, shape.numel()).view(*shape, *flat.shape[1:])
 
 

@@ -1,7 +1,8 @@
 """Keys and values of what has been read, so that a new token costs one row.
 
-Slots `0 .. B − 1` are always the active ones: when a sequence ends, the last active slot moves into its place, and every
-product runs over exactly the active rows. Shapes: `B` active slots, `K` key-value heads, `D` head size.
+Slots `0 .. B − 1` are always the active ones: when a sequence ends, the last active slot moves into its
+place, and every product runs over exactly the active rows. Shapes: `B` active slots, `K` key-value heads, `D`
+head size.
 """
 
 from typing import NamedTuple
@@ -13,30 +14,33 @@ from gradhat.policies.language.attention import SHORT, attention, hide
 from gradhat.policies.language.transformer import Transformer, TransformerConfig
 from gradhat.policies.language.tree import plant
 
-
 PROMPTS_AT_ONCE = 16
 """Prompts read in one forward: enough rows for full speed, few enough that long prompts fit in memory."""
 
 
 class Trunk(NamedTuple):
-    """A prompt that has been read: keys and values `[layers, 2, K, Lp, D]`, and the last hidden state `[hidden_size]`."""
+    """A prompt of `Lp` tokens that has been read."""
 
     store: Tensor
+    """`[layers, 2, K, Lp, D]`; the 2 are keys and values."""
     state: Tensor
+    """`[hidden_size]`: the last hidden state."""
 
 
 class KVCache:
     """A fixed number of slots, each with room for `length` tokens."""
 
     def __init__(self, config: TransformerConfig, num_slots: int, length: int, like: Tensor) -> None:
-        self.store = like.new_zeros(config.num_layers, 2, num_slots, config.num_kv_heads, length, config.head_dim)
+        self.store = like.new_zeros(
+            config.num_layers, 2, num_slots, config.num_kv_heads, length, config.head_dim
+        )
         """`[layers, 2, slots, K, length, D]`; the 2 are keys and values."""
         self.lengths = torch.zeros(num_slots, dtype=torch.long)
         """Tokens held by each slot; 0 where the slot is free."""
         self.num_active = 0
 
     def admit(self, trunk: Tensor, copies: int) -> None:
-        """Open `copies` slots that continue the same prompt. `trunk` is `[layers, 2, K, Lp, D]` from `read`."""
+        """Open `copies` slots that continue the same prompt. `trunk` is the store of one that was read."""
         slots = slice(self.num_active, self.num_active + copies)
         self.store[:, :, slots, :, : trunk.shape[3]] = trunk[:, :, None]
         self.lengths[slots] = trunk.shape[3]
@@ -53,7 +57,7 @@ class KVCache:
         self.num_active = last
 
     def step(self, model: Transformer, tokens: Tensor) -> Tensor:
-        """Append one token (int64 `[B]`) to every active slot and return its hidden state `[B, hidden_size]`."""
+        """Append one token (int64 `[B]`) to every active slot; return hidden states `[B, hidden_size]`."""
         rows = torch.arange(self.num_active)
         positions = self.lengths[: self.num_active].clone()
         self.lengths[: self.num_active] += 1

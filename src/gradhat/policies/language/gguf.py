@@ -7,6 +7,7 @@ the 11 of float16.
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,10 +124,11 @@ def hugging_face_config(file: Path, metadata: Json, tensors: list["ReaderTensor"
         "rope_theta": shortest(own.get("rope.freq_base", 10_000.0)),
         "rope_scaling": rope_scaling(file, own, tensors),
         "attention_bias": architecture == "llama" and "blk.0.attn_q.bias" in names,
-        "num_local_experts": own.get("expert_count", 0),
         "tie_word_embeddings": "output.weight" not in names,
         "dtype": "float32",
     }
+    if own.get("expert_count"):
+        config["num_local_experts"] = own["expert_count"]
     for ours, theirs in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
         if (token := own.get(f"tokenizer.ggml.{theirs}_token_id")) is not None:
             config[f"{ours}_token_id"] = token
@@ -195,6 +197,8 @@ def write_tensors(file: Path, config: Json, tensors: list["ReaderTensor"], path:
             array = halves_from_pairs(array, config["head_dim"])
         arrays[name] = np.ascontiguousarray(array)
     save_file(arrays, path, metadata={"format": "pt"})
+    # The library makes the file readable for its owner alone; a cache may be shared.
+    shutil.copymode(path.parent / "config.json", path)
 
 
 def hugging_face_name(file: Path, name: str) -> str:
@@ -269,7 +273,7 @@ def whole_tokens(metadata: Json, kind: int) -> "list[AddedToken]":
 
     types, tokens = metadata.get("tokenizer.ggml.token_type", []), metadata["tokenizer.ggml.tokens"]
     return [
-        AddedToken(token, special=kind == CONTROL, normalized=False)
+        AddedToken(token, normalized=False)
         for token, token_type in zip(tokens, types, strict=False)
         if token_type == kind
     ]

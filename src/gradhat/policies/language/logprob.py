@@ -1,7 +1,8 @@
-"""Log-probabilities of chosen tokens without the `[N, V]` logits: the head runs over a chunk of tokens at a time.
+"""Log-probabilities of chosen tokens without the `[N, V]` logits: the head runs over a chunk at a time.
 
-With V = 49,152 the float32 logits of 1,344 tokens are 264 MB, and their gradient as much again. Here one chunk exists at a
-time; the backward pass computes it again. Shapes: `N` tokens, `d` hidden size, `V` vocabulary.
+With V = 49,152 the float32 logits of 1,344 tokens are 264 MB, and their gradient as much again. Here one
+chunk exists at a time; the backward pass computes it again. Shapes: `N` tokens, `d` hidden size, `V`
+vocabulary.
 """
 
 from typing import Any
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 512
-"""Tokens that share one product with the head: enough for the matrix units, 50 MB of bfloat16 logits at V = 49,152."""
+"""Tokens that share one product with the head: enough for the matrix units, 50 MB of bfloat16 logits at
+V = 49,152."""
 TILE = 64
 """Tokens whose softmax is computed at once: its float32 temporaries stay in the last-level cache."""
 
@@ -23,7 +25,9 @@ class _Logp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         logps, entropies = [], []
         for rows, picks in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             for tile, pick in zip(F.linear(rows, head).split(TILE), picks.split(TILE), strict=True):
@@ -47,7 +51,10 @@ class _Logp(torch.autograd.Function):
             for first in range(0, len(rows), TILE):
                 at = slice(start + first, start + min(first + TILE, len(rows)))
                 logp = _wide(logits[first : first + TILE], ctx.temperature).log_softmax(-1)
-                grad = torch.zeros_like(logp) if grad_entropy is None else _entropy_grad(logp, entropy[at], grad_entropy[at])
+                if grad_entropy is None:
+                    grad = torch.zeros_like(logp)
+                else:
+                    grad = logp.exp() * (logp + entropy[at, None]) * -grad_entropy[at, None]
                 if grad_logp is not None:
                     grad.addcmul_(logp.exp_(), grad_logp[at, None], value=-1)
                     grad.scatter_add_(-1, targets[at, None], grad_logp[at, None])
@@ -57,20 +64,19 @@ class _Logp(torch.autograd.Function):
         return grad_hidden, grad_head, None, None
 
 
-def _entropy_grad(logp: Tensor, entropy: Tensor, grad: Tensor) -> Tensor:
-    return logp.exp() * (logp + entropy[:, None]) * -grad[:, None]
-
-
 def _wide(logits: Tensor, temperature: float) -> Tensor:
     """At least float32: a bfloat16 softmax over 49,152 tokens has two digits."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return wide if temperature == 1.0 else wide / temperature
 
 
-def chunked_logp(hidden: Tensor, head: Tensor, targets: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return log π(target) and the entropy of π, both `[N]`, float32 or wider, where π = softmax(hidden · headᵀ / temperature).
+def chunked_logp(
+    hidden: Tensor, head: Tensor, targets: Tensor, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Return log π(target) and the entropy of π in nats, both `[N]`, float32 or wider.
 
-    `hidden` `[N, d]`, `head` `[V, d]`, `targets` int64 `[N]`. Differentiable once in `hidden` and `head`.
+    π = softmax(hidden · headᵀ / temperature). `hidden` `[N, d]`, `head` `[V, d]`, `targets` int64 `[N]`.
+    Differentiable once in `hidden` and `head`.
     Assumption: the token was sampled from this π, that is without truncation (top-k, top-p, min-p).
     """
     return _Logp.apply(hidden, head, targets, temperature)

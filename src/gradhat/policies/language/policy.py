@@ -15,33 +15,45 @@ from gradhat.trajectories import Trajectories
 
 @dataclass(frozen=True)
 class LanguagePolicy:
-    """π_θ(token | prefix) = softmax(logits / temperature). `token_budget` bounds the tokens of one micro-batch."""
+    """π_θ(token | prefix) = softmax(logits / temperature).
+
+    `token_budget` bounds the tokens of one micro-batch.
+    """
 
     module: Transformer
     temperature: float = 1.0
     token_budget: int = 4096
 
     def split(self, trajectories: Trajectories) -> list[list[int]]:
-        """Cut into micro-batches of at most `token_budget` tokens, prompts counted once; a group stays together if it fits.
+        """Cut into micro-batches of at most `token_budget` tokens, a prompt counted once in each.
 
-        Returns the rows of each. A single trajectory over the budget is a micro-batch of its own.
+        Returns the rows of each. A group that fits the budget is not cut. A single trajectory over the budget
+        is a micro-batch of its own.
         """
         lengths = _lengths(trajectories)
-        parts: list[list[int]] = [[]]
-        used = 0
-        for i in sorted(range(len(trajectories)), key=lambda i: int(trajectories.group[i])):
-            prompt = len(trajectories.observations[i])
-            shared = bool(parts[-1]) and trajectories.observations[parts[-1][-1]] == trajectories.observations[i]
-            cost = lengths[i] + (0 if shared else prompt)
-            if parts[-1] and used + cost > self.token_budget:
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, prompt in enumerate(trajectories.observations):
+            groups.setdefault(tuple(prompt), []).append(i)
+        parts: list[list[int]] = []
+        left = 0
+        for prompt, rows in groups.items():
+            if len(prompt) + sum(lengths[i] for i in rows) > left:
                 parts.append([])
-                used, cost = 0, lengths[i] + prompt
-            parts[-1].append(i)
-            used += cost
+                left = self.token_budget
+            left -= len(prompt)
+            for i in rows:
+                if parts[-1] and lengths[i] > left:
+                    parts.append([])
+                    left = self.token_budget - len(prompt)
+                parts[-1].append(i)
+                left -= lengths[i]
         return parts
 
     def evaluate(self, trajectories: Trajectories) -> Evaluation:
-        """One forward with each prompt once. Only the states in which the policy acted meet the head."""
+        """One forward with each prompt once. Only the states in which the policy acted meet the head.
+
+        Masked steps get 0. Differentiable once.
+        """
         prompts: dict[tuple[int, ...], int] = {}
         owner = [prompts.setdefault(tuple(o), len(prompts)) for o in trajectories.observations]
         lengths = _lengths(trajectories)
@@ -53,7 +65,10 @@ class LanguagePolicy:
         before = _states_before(tree.last_trunk_token(), tree.branch, tree.num_trunk_tokens, length)
         acted = trajectories.mask
         logp, entropy = chunked_logp(
-            hidden.index_select(0, before[acted]), self.module.head_weight, trajectories.actions[acted], temperature=self.temperature
+            hidden.index_select(0, before[acted]),
+            self.module.head_weight,
+            trajectories.actions[acted],
+            temperature=self.temperature,
         )
         places = places_of(acted)
         return Evaluation(pad(logp, places, acted.shape), pad(entropy, places, acted.shape), None)
@@ -66,7 +81,7 @@ def _lengths(trajectories: Trajectories) -> list[int]:
 
 
 def _states_before(last_trunk: Tensor, branch: Tensor, num_trunk_tokens: int, length: int) -> Tensor:
-    """Stream index of the token after which action t is taken, int64 `[C, T]`: the trunk's end, then the branch's tokens."""
+    """Stream index of the token after which action t is taken, int64 `[C, T]`; 0 where there is none."""
     index = torch.zeros(branch.shape[0], length, dtype=torch.long)
     index[:, 0] = last_trunk
     real = torch.zeros(branch.shape[0], length - 1, dtype=torch.bool)

@@ -1,9 +1,10 @@
-"""Prompts shared by their completions: one row per group, the prompt once, completions side by side, positions restarting.
+"""Prompts shared by their completions: the prompt once, completions side by side, positions restarting.
 
-A group of G completions is a tree: the prompt is the trunk, each completion a branch. A token sees the trunk and its own
-branch up to itself. Written as a mask over one row per group, attention would score every branch against every other and
-throw the scores away. So the trunk and the branches are attended separately, which is the same mask with the empty blocks
-left out. Everything else (norms, products) runs over the flat stream of `N` real tokens: no padding, each prompt once.
+A group of G completions is a tree: the prompt is the trunk, each completion a branch. A token sees the trunk
+and its own branch up to itself. Written as a mask over one row per group, attention would score every branch
+against every other and throw the scores away. So the trunk and the branches are attended separately, which is
+the same mask with the empty blocks left out. Everything else (norms, products) runs over the flat stream of
+`N` real tokens: no padding, each prompt once.
 
 Shapes: `P` prompts of at most `Lp` tokens, `C` branches of at most `Lc` tokens, `N` tokens in the stream.
 """
@@ -20,7 +21,7 @@ from gradhat.policies.language.transformer import Attend
 
 @dataclass(frozen=True)
 class Tree:
-    """A flat stream of trunk tokens, then branch tokens, and the index arithmetic between the stream and padded rows."""
+    """A flat stream of trunk tokens, then branch tokens, and the way from it to padded rows and back."""
 
     tokens: Tensor
     """int64 `[N]`."""
@@ -52,12 +53,15 @@ class Tree:
         branch_bias = hide(torch.cat([of_trunk, own], dim=2), dtype)
 
         def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            (q_trunk, q_branch), (k_trunk, k_branch), (v_trunk, v_branch) = q.split(cut), k.split(cut), v.split(cut)
+            (q_trunk, q_branch), (k_trunk, k_branch), (v_trunk, v_branch) = (x.split(cut) for x in (q, k, v))
             q_rows, k_rows, v_rows = (pad(x, trunk_places, trunk.shape) for x in (q_trunk, k_trunk, v_trunk))
             out_trunk = unpad(attention(q_rows, k_rows, v_rows, trunk_bias), trunk_places)
             if not cut[1]:
                 return out_trunk.flatten(1)
-            q_own, k_own, v_own = (pad(x, branch_places, branch.shape) for x in (q_branch, k_branch, v_branch))
+            q_own, k_own, v_own = (
+                pad(x, branch_places, branch.shape) for x in (q_branch, k_branch, v_branch)
+            )
+            # Not k_rows[owner]: the order in which its gradient sums depends on the threads.
             keys = torch.cat([k_rows.index_select(0, owner), k_own], dim=1)
             values = torch.cat([v_rows.index_select(0, owner), v_own], dim=1)
             out_branch = unpad(attention(q_own, keys, values, branch_bias), branch_places)
@@ -72,7 +76,15 @@ def _causal(length: int) -> Tensor:
 
 
 def plant(prompts: Sequence[Sequence[int]], branches: Sequence[Sequence[int]], owner: Sequence[int]) -> Tree:
-    """Lay prompts and branches out as one stream. `owner[i]` is the prompt that `branches[i]` continues."""
+    """Lay prompts and branches out as one stream. `owner[i]` is the prompt that `branches[i]` continues.
+
+    A branch may be empty. Raises ValueError for a prompt without tokens: nothing would predict its first
+    action.
+    """
+    if not all(prompts):
+        raise ValueError(
+            f"plant {len(prompts)} prompts: found one without tokens. Give it at least a start token."
+        )
     trunk_lengths = torch.tensor([len(p) for p in prompts])
     branch_lengths = torch.tensor([len(b) for b in branches], dtype=torch.long)
     trunk = torch.arange(int(trunk_lengths.max()))[None] < trunk_lengths[:, None]

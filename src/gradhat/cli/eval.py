@@ -1,0 +1,122 @@
+"""`gradhat eval`: how well a run or a model answers questions it was not trained on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gradhat.cli.flags import parse, target
+from gradhat.errors import ConfigError, TaskError
+
+if TYPE_CHECKING:
+    from gradhat.training.evaluate import Measurement
+
+USAGE = "gradhat eval RUN|MODEL"
+DESCRIPTION = """gradhat eval RUN|MODEL --task TASK [FLAGS]: measure on held-out questions, sampled and
+greedily. A run brings its own task, system prompt and limits; flags override them."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What is measured, and how."""
+
+    task: str = ""
+    """The task, as in gradhat train. A run's own when left out."""
+    n: int = 200
+    """Held-out questions, or all of them when the task has fewer."""
+    samples: int = 4
+    """Completions sampled for each question: pass@k is estimated for k up to this."""
+    temperature: float = 1.0
+    """Of the sampled completions."""
+    max_new_tokens: int = 32
+    """A completion is cut here, and scored as it stands."""
+    system: str = ""
+    """System prompt. Empty leaves the model's chat template alone."""
+    seed: int = 0
+    """Chooses the questions, when there are more than n, and the samples."""
+    num_slots: int = 64
+    """Sequences decoded at once."""
+    num_threads: int | None = None
+    """Threads of the tensor library; None takes its own choice."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type; auto is bfloat16 where the processor multiplies it natively."""
+
+
+def main(argv: list[str]) -> int:
+    """Print accuracy with its interval, and pass@k, sampled and greedy."""
+    if argv and argv[0] in ("-h", "--help"):
+        parse(Flags(), argv, prog=USAGE, description=DESCRIPTION)
+    place, argv = target(argv, "run or model", USAGE)
+    flags = parse(defaults(place), argv, prog=f"gradhat eval {place}", description=DESCRIPTION)
+    if not flags.task:
+        raise ConfigError(f"gradhat eval {place}: found no task. Name one: --task arithmetic:digits=1")
+    for name in ("n", "samples", "max_new_tokens", "num_slots"):
+        if getattr(flags, name) < 1:
+            raise ConfigError(f"{name}={getattr(flags, name)}: found a value out of range. Use 1 or more.")
+    if flags.temperature <= 0:
+        raise ConfigError(
+            f"temperature={flags.temperature}: sampling needs more than 0. Greedy is measured anyway."
+        )
+    report(place, flags)
+    return 0
+
+
+def defaults(place: str) -> Flags:
+    """Return the flags' defaults: those of the run, if `place` is one."""
+    from gradhat.training.run_folder import RunFolder, is_run
+
+    if not is_run(Path(place).expanduser()):
+        return Flags()
+    config = RunFolder(Path(place).expanduser()).config()
+    return Flags(
+        task=config.task,
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+        system=config.system,
+        num_slots=config.num_slots,
+        num_threads=config.num_threads,
+        dtype=config.dtype,
+    )
+
+
+def report(place: str, flags: Flags) -> None:
+    """Measure and print."""
+    from gradhat.envs.text.load import load_task
+    from gradhat.envs.text.task import held_out_set
+    from gradhat.policies.language import weights
+    from gradhat.policies.language.chat import Chat
+    from gradhat.rollouts.engine import Engine, Limits
+    from gradhat.training.evaluate import measure
+    from gradhat.training.model import compute_dtype, find, set_threads
+    from gradhat.training.seed import derive
+
+    set_threads(flags.num_threads)
+    task = load_task(flags.task)
+    questions = held_out_set(task, flags.n, derive(flags.seed, "held_out"))
+    if not questions:
+        raise TaskError(f"{flags.task}: found no held-out question. Give the task more distinct questions.")
+    folder = find(place)
+    chat = Chat.read(folder)
+    engine = Engine(weights.load(folder, compute_dtype(flags.dtype)), chat, num_slots=flags.num_slots)
+
+    def measured(temperature: float, num_samples: int) -> "Measurement":
+        limits = Limits(flags.max_new_tokens, temperature, seed=derive(flags.seed, "eval"))
+        return measure(task, questions, engine, chat, limits, system=flags.system, num_samples=num_samples)
+
+    print(f"model    {folder}\ntask     {flags.task}: {len(questions)} held-out questions")
+    sampled = measured(flags.temperature, flags.samples)
+    print(f"sampled  {line(sampled)}  temperature {flags.temperature:g}, {flags.samples} samples a question")
+    print("         " + "  ".join(f"pass@{k} {sampled.pass_at(k):.3f}" for k in powers(flags.samples)))
+    print(f"greedy   {line(measured(0.0, 1))}")
+
+
+def line(measured: "Measurement") -> str:
+    """Return accuracy with its 95 % interval, and the mean reward."""
+    accuracy = measured.accuracy()
+    interval = f"[{accuracy.low:.3f}, {accuracy.high:.3f}]"
+    return f"accuracy {accuracy.mean:.3f} {interval}  reward {measured.reward():.3f}"
+
+
+def powers(samples: int) -> list[int]:
+    """Return 1, 2, 4, ... up to `samples`, and `samples` itself."""
+    doubled = [2**i for i in range(samples.bit_length()) if 2**i < samples]
+    return [*doubled, samples]

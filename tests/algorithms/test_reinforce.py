@@ -1,0 +1,87 @@
+"""REINFORCE is ∇J in expectation, whatever its baseline, as long as that does not know the batch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from toy import LOGITS, Recorder, Softmax, batch, batches, exact_gradient, expected_gradient, objective
+
+from gradhat.algorithms.ascend import Optimizer
+from gradhat.algorithms.reinforce import Settings, credit, init, update
+from gradhat.policies.policy import Policy
+from gradhat.trajectories import Trajectories
+
+F64 = torch.float64
+TABLE = torch.tensor(LOGITS, dtype=F64)
+
+
+def with_baseline(baseline: float) -> Tensor:
+    def learn(policy: Policy, optimizer: Optimizer, trajectories: Trajectories) -> None:
+        update(policy, optimizer, credit(Settings(), baseline, trajectories)[0])
+
+    return expected_gradient((0, 1), learn)
+
+
+@pytest.mark.parametrize("baseline", [0.0, 0.6, -3.0])
+def test_the_expected_gradient_is_that_of_j(baseline: float) -> None:
+    torch.testing.assert_close(with_baseline(baseline), exact_gradient(objective), rtol=0, atol=1e-12)
+
+
+def test_it_stays_unbiased_behind_any_earlier_batch() -> None:
+    wanted = exact_gradient(objective)
+    for _, earlier in batches((0, 1), TABLE):
+        _, baseline = credit(Settings(decay=0.5), init(), earlier)
+        torch.testing.assert_close(with_baseline(baseline), wanted, rtol=0, atol=1e-12)
+
+
+def test_a_baseline_that_knows_the_batch_would_be_found_out() -> None:
+    def learn(policy: Policy, optimizer: Optimizer, trajectories: Trajectories) -> None:
+        _, following = credit(Settings(decay=0.5), init(), trajectories)
+        update(policy, optimizer, credit(Settings(), following, trajectories)[0])
+
+    assert (expected_gradient((0, 1), learn) - exact_gradient(objective)).abs().max() > 0.01
+
+
+def test_credit_is_the_reward_to_go_less_the_baseline_by_hand() -> None:
+    # Rewards (0.9, 2.0), (0.9, -0.4) and (1.1,).
+    found, following = credit(Settings(decay=0.9), 0.5, batch((0, 0, 1), (2, 1, 0), TABLE))
+    wanted = torch.tensor([[2.4, 1.5], [0.0, -0.9], [0.6, 0.0]], dtype=F64)
+    assert found.adv is not None
+    torch.testing.assert_close(found.adv, wanted, rtol=0, atol=1e-12)
+    assert following == pytest.approx(0.9 * 0.5 + 0.1 * (2.9 + 0.5 + 1.1) / 3)
+
+
+def test_rewards_outside_the_mask_count_for_nothing() -> None:
+    clean = batch((0, 1), (0, 0), TABLE)
+    dirty = replace(clean, rewards=clean.rewards + torch.where(clean.mask, 0, 100.0))
+    found, following = credit(Settings(), 0.2, dirty)
+    wanted, wanted_following = credit(Settings(), 0.2, clean)
+    assert found.adv is not None and wanted.adv is not None
+    assert torch.equal(found.adv, wanted.adv) and following == wanted_following
+
+
+def test_decay_one_is_no_baseline() -> None:
+    baseline = init()
+    for _ in range(3):
+        _, baseline = credit(Settings(decay=1.0), baseline, batch((0, 1), (2, 0), TABLE))
+    assert baseline == 0.0
+
+
+def test_micro_batches_and_the_order_of_rows_change_nothing() -> None:
+    trajectories, _ = credit(Settings(), 0.3, batch((0, 0, 1, 1, 1), (0, 2, 1, 1, 2), TABLE))
+    gradients: list[Tensor] = []
+    for part, order in [(5, [0, 1, 2, 3, 4]), (1, [0, 1, 2, 3, 4]), (2, [4, 2, 0, 1, 3])]:
+        policy = Softmax(part=part)
+        recorder = Recorder(policy.module)
+        update(policy, recorder, trajectories.select(order))
+        gradients.append(recorder.gradient["logits"])
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], rtol=0, atol=1e-15)
+
+
+def test_credit_comes_before_the_update() -> None:
+    policy = Softmax()
+    with pytest.raises(ValueError, match=r"without credit.*credit\(settings, baseline, trajectories\)"):
+        update(policy, Recorder(policy.module), batch((0,), (1,), TABLE))
+    assert policy.evaluated == []

@@ -1,0 +1,77 @@
+"""`gradhat eval`: a run's own settings, and numbers that agree with the samples."""
+
+from pathlib import Path
+
+import pytest
+
+from gradhat.cli import eval as evaluation
+from gradhat.cli.main import main
+from gradhat.training.config import TrainConfig
+from gradhat.training.run_folder import RunFolder
+
+TINY = ["--n", "6", "--samples", "3", "--max-new-tokens", "8", "--dtype", "float32", "--num-threads", "1"]
+
+
+def test_a_model_is_measured_sampled_and_greedy(
+    tiny_model: Path, letters_task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(tiny_model), "--task", letters_task, *TINY]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith(": 6 held-out questions")
+    accuracy = float(lines[2].split("accuracy ")[1].split(" ")[0])
+    assert 0 < accuracy < 1
+    assert f"pass@1 {accuracy:.3f}  pass@2 " in lines[3] and "pass@3" in lines[3] and "pass@4" not in lines[3]
+    assert lines[4].startswith("greedy   accuracy ")
+
+
+def test_the_same_command_gives_the_same_numbers(
+    tiny_model: Path, letters_task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", str(tiny_model), "--task", letters_task, *TINY]
+    main(command)
+    first = capsys.readouterr().out
+    main(command)
+    assert capsys.readouterr().out == first
+
+
+def test_a_run_brings_its_own_settings(tmp_path: Path) -> None:
+    config = TrainConfig(task="arithmetic:digits=2", temperature=0.8, max_new_tokens=17, system="Be brief.")
+    RunFolder.create(tmp_path / "run", config).close()
+    flags = evaluation.defaults(str(tmp_path / "run"))
+    assert (flags.task, flags.temperature, flags.max_new_tokens, flags.system) == (
+        "arithmetic:digits=2",
+        0.8,
+        17,
+        "Be brief.",
+    )
+
+
+def test_k_doubles_up_to_the_samples() -> None:
+    assert [evaluation.powers(n) for n in (1, 4, 6)] == [[1], [1, 2, 4], [1, 2, 4, 6]]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "wanted"),
+    [
+        ([], 2, "found no run or model"),
+        (["{model}"], 2, "found no task"),
+        (["{model}", "--task", "arithmetic", "--n", "0"], 2, "n=0"),
+        (["{model}", "--task", "arithmetic", "--temperature", "0"], 2, "Greedy is measured anyway"),
+        (["{model}", "--task", "arithmetic", "--num", "3"], 2, "--num: no such flag"),
+        (["{model}", "--task", "nothing"], 1, "TaskError"),
+        (["no/such/model/at/all", "--task", "arithmetic"], 1, "ModelError"),
+        (["{run}"], 1, "found none yet. Train on first: gradhat train --resume"),
+    ],
+)
+def test_a_wrong_command_is_refused(
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    code: int,
+    wanted: str,
+) -> None:
+    RunFolder.create(tmp_path / "run", TrainConfig(task="arithmetic")).close()
+    places = {"model": str(tiny_model), "run": str(tmp_path / "run")}
+    assert main(["eval", *(word.format(**places) for word in argv)]) == code
+    assert wanted in capsys.readouterr().err

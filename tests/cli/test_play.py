@@ -1,0 +1,68 @@
+"""A person, or a pipe, answers questions."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from gradhat.cli import play
+from gradhat.envs.text.arithmetic import Arithmetic
+from gradhat.envs.text.task import draw, held_out
+from gradhat.errors import ConfigError, TaskError
+
+
+def say(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def test_answers_are_judged_until_the_input_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, third = (draw(Arithmetic(), "train", seed) for seed in (7, 8, 9))
+    say(monkeypatch, f"{first.answer}\nno idea\n")
+    assert play.main(["arithmetic", "--seed", "7"]) == 0
+    shown = capsys.readouterr().out
+    places = [shown.index(text) for text in (first.text, "reward 1", second.text, "reward 0", third.text)]
+    assert places == sorted(places)
+    assert f"last number {first.answer}, expected {first.answer}" in shown
+    assert f"no number, expected {second.answer}" in shown
+    assert shown.endswith("1 of 2 right\n")
+
+
+def test_held_out_questions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    say(monkeypatch, "1\n" * 5)
+    assert play.main(["arithmetic", "--held-out"]) == 0
+    asked = [line for line in capsys.readouterr().out.splitlines() if line.startswith("What")]
+    assert len(asked) == 6
+    assert all(map(held_out, asked))
+
+
+def test_input_that_ends_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    say(monkeypatch, "")
+    assert play.main(["arithmetic"]) == 0
+    assert capsys.readouterr().out.endswith("0 of 0 right\n")
+
+
+def test_an_answer_of_several_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "grid.py").write_text(
+        "from gradhat.envs.text.task import Question\n"
+        "class Grid:\n"
+        "    def question(self, seed): return Question(f'Grid {seed}?', '1 2\\n3 4')\n"
+        "    def score(self, question, completion): return completion == question.answer\n"
+    )
+    say(monkeypatch, "1 2\n3 4\n1 2\n")
+    assert play.main([f"{tmp_path / 'grid.py'}:Grid"]) == 0
+    shown = capsys.readouterr().out
+    assert "reward 1: the task gives no reason" in shown
+    assert shown.endswith("1 of 2 right\n")
+
+
+def test_wrong_commands_say_what_is_known() -> None:
+    with pytest.raises(ConfigError, match="found no task"):
+        play.main([])
+    with pytest.raises(ConfigError, match=r"--sed.*--seed"):
+        play.main(["arithmetic", "--sed", "1"])
+    with pytest.raises(TaskError, match="Did you mean arithmetic"):
+        play.main(["arithmetics"])

@@ -1,0 +1,179 @@
+"""`gradhat train`: flags from the config, wrong ones refused, nothing left behind, the same run resumed."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from gradhat.cli.main import main
+from gradhat.cli.recipes import get
+from gradhat.training.config import TrainConfig, from_json
+from gradhat.training.run_folder import RunFolder
+
+
+@pytest.fixture
+def tiny(tiny_model: Path, letters_task: str) -> list[str]:
+    """Flags of a run that takes a second."""
+    flags = f"--task {letters_task} --model {tiny_model} --num-threads 1 --dtype float32"
+    flags += " --num-steps 2 --num-prompts 2 --group-size 2 --max-new-tokens 4 --checkpoint-every 1"
+    flags += " --eval-questions 2 --final-questions 2 --final-samples 1"
+    return flags.split()
+
+
+def test_a_dry_run_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(
+            [
+                "train",
+                "two_digit_sums",
+                "--lr",
+                "3e-5",
+                "--curriculum",
+                "arithmetic",
+                "--no-replace-silent",
+                "--dry-run",
+            ]
+        )
+        == 0
+    )
+    printed = from_json(json.loads(capsys.readouterr().out), "here")
+    recipe = get("two_digit_sums")
+    assert (printed.lr, printed.curriculum, printed.replace_silent) == (3e-5, ("arithmetic",), False)
+    assert (printed.task, printed.num_prompts) == (recipe.task, recipe.num_prompts)
+
+
+def test_files_are_named_from_the_root(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A config with relative paths could not be resumed from another folder.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    tasks = ["my_task.py:Mine", "--curriculum", "sub/other.py", "arithmetic:digits=1"]
+    assert main(["train", "--model", "tiny", "--task", *tasks, "--dry-run"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["task"] == f"{tmp_path}/my_task.py:Mine"
+    assert printed["curriculum"] == [f"{tmp_path}/sub/other.py", "arithmetic:digits=1"]
+    assert printed["model"] == f"{tmp_path}/tiny"
+
+
+def test_a_folder_named_like_an_alias_does_not_hide_the_alias(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2-135m").mkdir()
+    assert main(["train", "first_light", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "smollm2-135m"
+
+
+@pytest.mark.parametrize(
+    ("argv", "wanted"),
+    [
+        (
+            ["first_light", "--lrr", "1"],
+            ["--lrr: no such flag", "Did you mean --lr", "Known flags: --task --curriculum", "--dry-run"],
+        ),
+        (["first_light", "more"], ["more: no such argument"]),
+        (["frist_light"], ["Did you mean first_light?", "Known: first_light, two_digit_sums"]),
+        (["--num-steps", "3"], ["found no task", "gradhat recipes"]),
+        (["first_light", "--group-size", "1"], ["group_size=1 with algorithm=rloo", "leave_one_out"]),
+        (["first_light", "--lr", "-1"], ["lr=-1.0"]),
+    ],
+)
+def test_a_wrong_command_is_refused(
+    argv: list[str], wanted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *argv, "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ConfigError: ")
+    for text in wanted:
+        assert text in error
+
+
+def test_a_value_of_the_wrong_type_names_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "first_light", "--lr", "fast"])
+    assert "Error parsing --lr: could not convert string to float: 'fast'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "kind"),
+    [
+        ("--task", "arithmetik", "TaskError"),
+        ("--task", "reasoning_gym:gdc", "TaskError"),
+        ("--model", "gpt-9", "ModelError"),
+    ],
+)
+def test_an_unknown_task_or_model_leaves_nothing_behind(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str, kind: str
+) -> None:
+    assert main(["train", *tiny, flag, value, "--out", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err.startswith(f"{kind}: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_trained_evaluated_and_talked_to(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", *tiny, "--out", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "step 0/2  held-out" in out and "step 2/2  held-out" in out
+    assert f"gradhat chat {run}" in out
+    assert main(["eval", str(run), "--n", "2", "--samples", "1"]) == 0
+    assert "checkpoints/step_000002\ntask     " in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    assert main(["chat", str(run), "--max-new-tokens", "2"]) == 0
+
+
+def test_a_run_is_not_overwritten(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunFolder.create(tmp_path / "run", TrainConfig()).close()
+    assert main(["train", *tiny, "--out", str(tmp_path / "run")]) == 1
+    assert f"gradhat train --resume {tmp_path / 'run'}" in capsys.readouterr().err
+
+
+def test_a_resume_with_other_settings_names_them(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    assert main(["train", *tiny, "--out", run]) == 0
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert main(["train", "--resume", run, "--lr", "3e-5", "--seed", "9"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("RunError: resume")
+    assert "lr is 1e-05 there and 3e-05 here, seed is 0 there and 9 here" in error
+    assert main(["train", "--resume", run, "--num-steps", "1"]) == 1
+    assert "num_steps is 2 there and 1 here" in capsys.readouterr().err
+    assert main(["train", "first_light", "--resume", run]) == 1
+    assert "task is " in capsys.readouterr().err
+    assert main(["train", "--resume", run]) == 1
+    assert "--num-steps MORE" in capsys.readouterr().err
+    assert main(["train", "--resume", run, "--out", "elsewhere"]) == 2
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_goes_on_with_more_steps(tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["train", *tiny, "--out", str(run)]) == 0
+    assert main(["train", "--resume", str(run), "--num-steps", "3"]) == 0
+    assert [line["step"] for line in RunFolder(run).read_metrics()] == [0, 1, 2, 3]
+    assert RunFolder(run).config().num_steps == 3
+    assert RunFolder(run).read_json("summary.json")["steps"] == 3
+
+
+def test_a_folder_that_is_no_run_cannot_be_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--resume", str(tmp_path)]) == 1
+    assert "config.json cannot be read" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_says_so(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["train", *tiny, "--out", str(tmp_path / "file" / "run")]) == 1
+    assert "Not a directory. Choose an --out that can be written." in capsys.readouterr().err

@@ -1,0 +1,129 @@
+"""From a name to a task: what is known loads, what is not says what is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradhat.envs.text import reasoning_gym
+from gradhat.envs.text.arithmetic import Arithmetic
+from gradhat.envs.text.load import load_task
+from gradhat.envs.text.task import check, judge
+from gradhat.errors import TaskError
+
+MY_TASK = """
+from __future__ import annotations
+from dataclasses import dataclass
+from gradhat.envs.text.task import Question
+
+@dataclass
+class MyTask:
+    word: str = "yes"
+
+    def question(self, seed):
+        return Question(f"Say {self.word} {seed} times.", " ".join([self.word] * (seed + 1)))
+
+    def score(self, question, completion):
+        return float(completion.strip() == question.answer)
+
+class Half:
+    def question(self, seed):
+        return Question("Say yes.", "yes")
+
+class Picky(MyTask):
+    def __init__(self, size):
+        self.size = size
+
+def function(): ...
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "my_task.py"
+    path.write_text(MY_TASK)
+    return path
+
+
+def test_arithmetic_takes_its_settings_by_name_and_type() -> None:
+    assert load_task("arithmetic") == Arithmetic()
+    assert load_task("arithmetic:") == Arithmetic()
+    assert load_task("arithmetic:operations=+-,digits=2,num_terms=3") == Arithmetic("+-", 3, 2)
+    assert load_task("arithmetic:template={expression} =") == Arithmetic(template="{expression} =")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("arithmetic:digit=2", "no setting 'digit'. Known: operations, num_terms, digits"),
+        ("arithmetic:digits=two", "digits='two': use int"),
+        ("arithmetic:digits", "'digits' has no value. Write key=value"),
+        ("arithmetic:digits=0", "1 <= min_digits <= digits"),
+        ("arithmetics", "Did you mean arithmetic? Use arithmetic[:key=value,...], reasoning_gym:NAME"),
+        ("", "task '' is unknown. Use arithmetic"),
+        ("gcd", "task 'gcd' is unknown. Use arithmetic"),
+        ("reasoning_gym:gcd:max_value", "'max_value' has no value"),
+    ],
+)
+def test_a_wrong_name_or_setting_says_what_is_known(spec: str, message: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        load_task(spec)
+    assert message in str(caught.value)
+
+
+def test_reasoning_gym_settings_are_literals(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(reasoning_gym, "ReasoningGym", lambda *arguments: asked.append(arguments))
+    load_task("reasoning_gym:gcd")
+    load_task("reasoning_gym:chain_sum:min_terms=2,p=0.5,allow=true,ops=['+', '-'],size=(1,2),word=a b")
+    assert asked == [
+        ("gcd", {}),
+        (
+            "chain_sum",
+            {"min_terms": 2, "p": 0.5, "allow": True, "ops": ["+", "-"], "size": (1, 2), "word": "a b"},
+        ),
+    ]
+
+
+def test_a_file_of_ones_own(file: Path) -> None:
+    task = load_task(f"{file}:MyTask")
+    check(task)
+    assert judge(task, task.question(1), "yes yes").reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Mytask", "no class 'Mytask'. Classes with question and score there: MyTask, Picky. Write"),
+        ("", "has no class ''. Classes with question and score there: MyTask, Picky"),
+        ("function", "no class 'function'"),
+        ("Half", "has no method score. Give it question(self, seed)"),
+        ("Picky", "Picky() raised TypeError"),
+    ],
+)
+def test_a_class_that_does_not_fit_is_named(file: Path, name: str, message: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        load_task(f"{file}:{name}" if name else str(file))
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"there is no file .*my_task\.py\. Check the path"):
+        load_task(f"{tmp_path / 'my_task.py'}:MyTask")
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def broken(:", "SyntaxError"),
+        ("raise SystemExit(0)", "SystemExit"),
+    ],
+)
+def test_a_file_that_does_not_import_is_named_with_its_cause(tmp_path: Path, source: str, cause: str) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text(source)
+    with pytest.raises(TaskError) as caught:
+        load_task(f"{path}:MyTask")
+    assert cause in str(caught.value)
+    assert str(path) in str(caught.value)

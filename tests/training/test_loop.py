@@ -1,0 +1,340 @@
+"""The loop: a run that goes on is the run that never stopped, whatever a machine or a person did to it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+
+from gradhat.envs.text.task import held_out
+from gradhat.errors import RunError, TaskError
+from gradhat.training import checkpoint, loop
+from gradhat.training.config import TrainConfig, to_json
+from gradhat.training.optim import MasterAdamW
+from gradhat.training.run_folder import RunFolder
+
+CLOCKS = ("step_time", "tokens_per_second", "time/")
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model: Path, letters_task: str) -> TrainConfig:
+    return TrainConfig(
+        task=letters_task,
+        model=str(tiny_model),
+        num_steps=6,
+        num_prompts=2,
+        group_size=4,
+        max_new_tokens=8,
+        lr=1e-3,
+        lr_warmup_steps=5,
+        max_replacements=2,
+        eval_every=3,
+        eval_questions=4,
+        eval_samples=2,
+        final_questions=6,
+        final_samples=2,
+        checkpoint_every=2,
+        num_threads=1,
+        dtype="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps that nothing disturbs."""
+    return start(config, tmp_path_factory.mktemp("straight") / "run")
+
+
+def start(config: TrainConfig, path: Path) -> Path:
+    session = loop.prepare(config)
+    with RunFolder.create(path, config) as run:
+        assert loop.train(run, session) == 0
+    return path
+
+
+def resume(config: TrainConfig, path: Path) -> Path:
+    with RunFolder.open(path) as run:
+        assert loop.train(run, loop.prepare(config)) == 0
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """Metrics without what the clock decides."""
+    read = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(CLOCKS)} for line in read]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Two runs are equal to the bit: metrics, weights, moments, cursor, every sampled token, its credit."""
+    assert lines(one) == lines(other)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        file = Path("checkpoints/step_000006") / name
+        assert (one / file).read_bytes() == (other / file).read_bytes()
+    cursors = [checkpoint.read(path / "checkpoints/step_000006").cursor for path in (one, other)]
+    assert cursors[0] == cursors[1]
+    for step in range(1, 7):
+        tables = [parquet.read_table(path / f"rollouts/step_{step:06d}.parquet") for path in (one, other)]
+        assert tables[0].equals(tables[1])
+    summaries = [json.loads((path / "summary.json").read_text()) | {"seconds": 0} for path in (one, other)]
+    assert summaries[0] == summaries[1]
+
+
+def launch(config: TrainConfig, path: Path, before: str = "") -> subprocess.Popen[str]:
+    """Start `config` in a process of its own, after the statements `before`."""
+    code = (
+        "import json, os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from gradhat.training import checkpoint, loop\n"
+        "from gradhat.training.config import from_json\n"
+        "from gradhat.training.run_folder import RunFolder\n"
+        f"{before}\n"
+        "config = from_json(json.loads(sys.argv[2]), '')\n"
+        "sys.exit(loop.train(RunFolder.create(Path(sys.argv[1]), config), loop.prepare(config)))\n"
+    )
+    command = [sys.executable, "-c", code, str(path), json.dumps(to_json(config))]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_step(process: subprocess.Popen[str], path: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (path / "metrics.jsonl").exists() and f'{{"step": {step},' in (path / "metrics.jsonl").read_text():
+            return
+        time.sleep(0.005)
+    pytest.fail(f"step {step} was not reached: {process.communicate()[0]}")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"dtype": "bfloat16"},
+        {"algorithm": "grpo", "num_epochs": 2, "kl_coef": 0.1},
+        {"system": "Be brief.", "curriculum": ("arithmetic:digits=1",), "seed": 3},
+    ],
+    ids=["float32", "bfloat16", "reference", "curriculum"],
+)
+def test_a_run_in_two_halves_is_the_run_in_one(
+    config: TrainConfig, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    # 3 steps are inside the warmup, and not a multiple of the checkpoint interval.
+    whole = replace(config, **change)
+    one = start(whole, tmp_path / "one")
+    two = resume(whole, start(replace(whole, num_steps=3), tmp_path / "two"))
+    assert_same(one, two)
+
+
+def test_a_run_killed_in_the_middle_of_a_checkpoint_loses_only_the_steps_since_the_last(
+    config: TrainConfig, straight: Path, tmp_path: Path
+) -> None:
+    kill = (
+        "real = checkpoint.publish\n"
+        "def publish(partial, path):\n"
+        "    if path.name == 'step_000004':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    real(partial, path)\n"
+        "checkpoint.publish = publish"
+    )
+    killed = tmp_path / "run"
+    process = launch(config, killed, kill)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert sorted(p.name for p in (killed / "checkpoints").iterdir()) == [
+        ".partial-step_000004",
+        "step_000002",
+    ]
+    assert lines(killed) == lines(straight)[:5]
+    assert_same(resume(config, killed), straight)
+
+
+def test_a_run_killed_at_any_moment_can_be_read_and_resumed(
+    config: TrainConfig, straight: Path, tmp_path: Path
+) -> None:
+    killed = tmp_path / "run"
+    process = launch(config, killed)
+    wait_for_step(process, killed, 3)
+    process.kill()
+    process.communicate()
+    for line in (killed / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+    assert checkpoint.newest(killed / "checkpoints")[1] == []
+    assert_same(resume(config, killed), straight)
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
+    config: TrainConfig, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = start(replace(config, num_steps=4), tmp_path / "run")
+    os.truncate(path / "checkpoints/step_000004/model.safetensors", 1000)
+    resume(config, path)
+    assert "warning: read the checkpoint" in (out := capsys.readouterr().out)
+    assert "step_000004: model.safetensors is damaged" in out
+    assert_same(path, straight)
+
+
+def test_a_run_without_a_checkpoint_starts_again(config: TrainConfig, straight: Path, tmp_path: Path) -> None:
+    path = start(replace(config, num_steps=2), tmp_path / "run")
+    for file in (path / "checkpoints/step_000002").iterdir():
+        file.unlink()
+    assert_same(resume(config, path), straight)
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
+    config: TrainConfig, straight: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    process = launch(replace(config, num_steps=100_000, checkpoint_every=100_000), path)
+    wait_for_step(process, path, 1)
+    process.send_signal(signal.SIGINT)
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, out
+    last = lines(path)[-1]["step"]
+    assert f"stopped after step {last}. Go on with: gradhat train --resume {path}" in out
+    assert "Traceback" not in out
+    found, _ = checkpoint.newest(path / "checkpoints")
+    assert found is not None and found.step == last
+    assert (path / f"rollouts/step_{last:06d}.parquet").exists()
+
+
+def test_a_finished_run_asks_for_more_steps(config: TrainConfig, straight: Path) -> None:
+    before = (straight / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match=r"all its 6 steps are done.*--num-steps MORE"):
+        resume(config, straight)
+    assert (straight / "metrics.jsonl").read_bytes() == before
+    assert (straight / "summary.json").exists()
+
+
+def test_a_run_killed_in_its_last_measurement_finishes_it(
+    config: TrainConfig, straight: Path, tmp_path: Path
+) -> None:
+    path = start(config, tmp_path / "run")
+    (path / "summary.json").unlink()
+    assert_same(resume(config, path), straight)
+
+
+def test_the_policy_learns(config: TrainConfig, tmp_path: Path) -> None:
+    # A gradient with the wrong sign, or one of the wrong samples, makes the reward fall or stand still.
+    more = replace(config, num_steps=40, lr=1e-2, checkpoint_every=40, eval_every=40, num_prompts=4)
+    rewards = [line["reward"] for line in lines(start(more, tmp_path / "run"))[1:]]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_reported(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison(monkeypatch, steps={2, 3})
+    path = start(
+        replace(config, max_skipped_steps=3, num_steps=4, checkpoint_every=1, keep_checkpoints=9),
+        tmp_path / "run",
+    )
+    weights = [
+        (path / f"checkpoints/step_{step:06d}/model.safetensors").read_bytes() for step in (1, 2, 3, 4)
+    ]
+    assert weights[0] == weights[1] == weights[2] != weights[3]
+    assert [line.get("num_skipped") for line in lines(path)] == [None, 0, 1, 2, 0]
+    assert lines(path)[2]["grad_norm"] is None
+    assert lines(path)[2]["non_finite"] == ["grad_norm"]
+    assert "step 2: grad_norm is nan" in capsys.readouterr().out
+    assert checkpoint.read(path / "checkpoints/step_000004").cursor["version"] == 2
+
+
+def test_too_many_of_them_in_a_row_stop_the_run(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, steps={3, 4, 5, 6})
+    with pytest.raises(RunError, match="gradient of the last 3 steps was not finite"):
+        start(replace(config, max_skipped_steps=3, checkpoint_every=2), tmp_path / "run")
+    assert lines(tmp_path / "run")[-1]["step"] == 5
+    found, damage = checkpoint.newest(tmp_path / "run/checkpoints")
+    assert found is not None and (found.step, damage) == (4, [])
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Make the gradient of some optimiser steps NaN."""
+    real, count = MasterAdamW.step, 0
+
+    def step(self: MasterAdamW) -> Any:
+        nonlocal count
+        count += 1
+        if count in steps:
+            next(w for w in self.wide.values() if w.grad is not None).grad.fill_(float("nan"))
+        return real(self)
+
+    monkeypatch.setattr(MasterAdamW, "step", step)
+
+
+def test_what_is_measured_was_never_trained_on(straight: Path) -> None:
+    for file in (straight / "rollouts").iterdir():
+        assert not any(held_out(prompt) for prompt in parquet.read_table(file)["prompt"].to_pylist())
+    summary = json.loads((straight / "summary.json").read_text())
+    assert summary["questions"] == 6
+    assert summary["before"] == {key: value for key, value in lines(straight)[0].items() if key != "step"}
+    times = [
+        json.loads(line).get("step_time", 0) for line in (straight / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert summary["seconds"] == pytest.approx(sum(times))
+
+
+def test_metrics_agree_with_the_rollouts(straight: Path) -> None:
+    for line in lines(straight)[1:]:
+        table = parquet.read_table(straight / f"rollouts/step_{line['step']:06d}.parquet")
+        rewards = table["reward"].to_pylist()
+        assert line["reward"] == pytest.approx(sum(rewards) / len(rewards))
+        chosen = [adv for adv in table["adv"].to_pylist() if adv is not None]
+        assert len(chosen) == 8
+        assert len(rewards) == 8 + 4 * line["num_replaced"]
+        assert set(table["version"].to_pylist()) == {line["step"] - 1}
+    assert lines(straight)[-1]["num_tokens"] == sum(
+        len(row["prompt_tokens"]) + len(row["tokens"])
+        for step in range(1, 7)
+        for row in parquet.read_table(straight / f"rollouts/step_{step:06d}.parquet").to_pylist()
+    )
+
+
+def test_the_metrics_have_their_standard_names(straight: Path) -> None:
+    line = json.loads((straight / "metrics.jsonl").read_text().splitlines()[3])
+    wanted = "reward reward_std frac_reward_zero_std completions/mean_length completions/clipped_ratio "
+    wanted += "entropy grad_norm num_tokens step_time learning_rate time/sample time/update "
+    wanted += "held_out/accuracy held_out/low held_out/high "
+    wanted += "diagnostics/surrogate_loss sampling/sampling_logp_difference/mean"
+    assert set(wanted.split()) <= set(line)
+    assert not any("loss" in key for key in line if not key.startswith("diagnostics/"))
+
+
+def test_the_learning_rate_warms_up(straight: Path) -> None:
+    rates = [line["learning_rate"] for line in lines(straight)[1:]]
+    assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3])
+
+
+def test_a_task_without_held_out_questions_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    file = tmp_path / "one.py"
+    file.write_text(
+        "from gradhat.envs.text.task import Question\n"
+        "class One:\n"
+        "    def question(self, seed): return Question('Say a', 'a')\n"
+        "    def score(self, question, completion): return float('a' in completion)\n"
+    )
+    assert not held_out("Say a")
+    with pytest.raises(TaskError, match="more distinct questions"):
+        start(replace(config, task=f"{file}:One"), tmp_path / "run")
+
+
+def test_another_machine_is_noted_when_a_run_goes_on(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = start(replace(config, num_steps=1), tmp_path / "run")
+    env = json.loads((path / "env.json").read_text())
+    (path / "env.json").write_text(json.dumps({**env, "processor": "another"}))
+    resume(replace(config, num_steps=2), path)
+    assert (
+        "warning: processor changed since the run stopped: it goes on, but not to the bit"
+        in capsys.readouterr().out
+    )
+    assert json.loads((path / "env.json").read_text())["earlier"][0]["processor"] == "another"
