@@ -63,15 +63,15 @@ class TrainConfig:
     judge_seconds: float = 10.0
     """Time limit of the task's verdict on one completion."""
     eval_every: int = 10
-    """Held-out accuracy is measured before the first step, then every so many steps."""
+    """Held-out accuracy is measured every so many steps, on `eval_questions`."""
     eval_questions: int = 64
     """Held-out questions of such a measurement."""
     eval_samples: int = 2
     """Completions for each of them, at the training temperature."""
-    final_questions: int = 1000
-    """The last measurement uses every held-out question of the task, but no more than this."""
+    final_questions: int = 256
+    """The measurements before the first step and after the last use every held-out question, but no more than this."""
     final_samples: int = 4
-    """Completions for each question of the last measurement."""
+    """Completions for each question of these two."""
     checkpoint_every: int = 25
     """Steps between checkpoints. A killed run loses at most the steps since the last one."""
     keep_checkpoints: int = 2

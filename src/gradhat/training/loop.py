@@ -103,8 +103,7 @@ def train(run: RunFolder, session: Session) -> int:
             lambda: log.say("finishing this step, then saving; Ctrl-C again stops at once")
         ) as interrupt:
             if found is None:
-                measured = _measure(session, session.held_out[: config.eval_questions], config.eval_samples)
-                _record(run, log, 0, _held_out(measured))
+                _record(run, log, 0, _held_out(_measure(session, session.held_out, config.final_samples)))
             while session.step < config.num_steps and not interrupt.asked:
                 _advance(run, log, session)
             if interrupt.asked:
