@@ -1,6 +1,6 @@
 """Time gradhat on the jobs that benchmarks/peers times for others. Prints one JSON line.
 
-    python benchmarks/ours.py step|generate|train|ceiling|profile MODEL
+python benchmarks/ours.py step|generate|train|ceiling|profile MODEL
 """
 
 import argparse
@@ -119,7 +119,10 @@ def generate(model: Path, runs: int, batch: int = 64, new_tokens: int = 64) -> d
     prompts = [job.chat.encode([{"role": "user", "content": question.format(i)}]) for i in range(batch)]
     seconds = median_seconds(lambda: endless.sample(prompts, 1, Limits(new_tokens)), runs)
     flop = 2 * sum(p.numel() for p in job.network.parameters()) * batch * new_tokens
-    return {"tokens_per_second": round(batch * new_tokens / seconds), "tflops": round(flop / seconds / 1e12, 3)}
+    return {
+        "tokens_per_second": round(batch * new_tokens / seconds),
+        "tflops": round(flop / seconds / 1e12, 3),
+    }
 
 
 def train(model: Path, runs: int) -> dict[str, object]:
@@ -174,7 +177,9 @@ def profile(model: Path, _runs: int) -> dict[str, object]:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
             work()
         print(f"== {name}")
-        print(record.key_averages().table(sort_by="self_cpu_time_total", row_limit=16, max_name_column_width=40))
+        print(
+            record.key_averages().table(sort_by="self_cpu_time_total", row_limit=16, max_name_column_width=40)
+        )
     return {}
 
 

@@ -21,7 +21,12 @@ HERE = Path(__file__).parent
 
 PAIRS = {
     "step": ("trl_grpo.py", "step_seconds_median", "step_seconds_median", "seconds a step, TRL / ours"),
-    "generate": ("hf_generate.py", "tokens_per_second", "tokens_per_second", "tokens/s, ours / transformers generate"),
+    "generate": (
+        "hf_generate.py",
+        "tokens_per_second",
+        "tokens_per_second",
+        "tokens/s, ours / transformers generate",
+    ),
     "train": ("hf_train.py", "tokens_per_second", "tokens_per_second", "tokens/s, ours / transformers"),
 }
 """Measurement → peer program, its figure, our figure, what the ratio says."""
@@ -55,12 +60,17 @@ def compare(name: str, peers_python: str, model: str, rounds: int) -> None:
     ratio = a / b if name == "step" else b / a
     peer_gib, my_gib = (statistics.median(column) for column in zip(*memory, strict=True))
     print(f"{meaning}: {ratio:.2f} (peer {a:.4g}, ours {b:.4g}, medians of {rounds})")
-    print(f"peak memory, ours / peer: {my_gib / peer_gib:.2f} (peer {peer_gib:.2f} GiB, ours {my_gib:.2f} GiB)", flush=True)
+    print(
+        f"peak memory, ours / peer: {my_gib / peer_gib:.2f} (peer {peer_gib:.2f} GiB, ours {my_gib:.2f} GiB)",
+        flush=True,
+    )
 
 
 def main() -> None:
     """Run the pairs named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", nargs="*", default=list(PAIRS), help=", ".join(PAIRS))
     parser.add_argument("--peers-python", default=".peers/bin/python")
     parser.add_argument("--rounds", type=int, default=3)

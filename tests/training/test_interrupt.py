@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from types import FrameType
 
 import pytest
 
@@ -21,10 +22,15 @@ def test_the_first_is_noted_and_the_second_stops() -> None:
 
 
 def test_the_handler_before_comes_back() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with Interrupt(lambda: None):
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    def own(signum: int, frame: FrameType | None) -> None: ...
+
+    before = signal.signal(signal.SIGINT, own)
+    try:
+        with Interrupt(lambda: None):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_outside_the_main_thread_it_does_nothing() -> None:

@@ -256,6 +256,16 @@ def test_too_many_of_them_in_a_row_stop_the_run(
     assert found is not None and (found.step, damage) == (4, [])
 
 
+def test_a_resumed_run_still_counts_them(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = replace(config, max_skipped_steps=3)
+    poison(monkeypatch, steps={3, 4, 5})
+    path = start(replace(patient, num_steps=4), tmp_path / "run")
+    with pytest.raises(RunError, match="step 5 of .*gradient of the last 3 steps"):
+        resume(patient, path)
+
+
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Make the gradient of some optimiser steps NaN."""
     real, count = MasterAdamW.step, 0

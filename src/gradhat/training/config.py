@@ -23,7 +23,9 @@ class TrainConfig:
     model: str = "smollm2-135m"
     """Where to start from: an alias, a Hugging Face folder, a GGUF file or a hub id."""
     algorithm: str = "rloo"
-    """A row of the group family: reinforce, rloo, grpo, dr_grpo."""
+    """reinforce, with a moving average as its baseline, or a row of the group family: rloo, grpo, dr_grpo."""
+    baseline_decay: float = 0.9
+    """Of reinforce's moving average of past returns. 1 keeps it at 0: no baseline."""
     num_steps: int = 100
     """Optimiser batches to collect. A finished run goes on with --resume RUN --num-steps MORE."""
     num_prompts: int = 8
@@ -120,7 +122,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("lr_warmup_steps", "max_replacements"), lambda v: v >= 0, "0 or more"),
     (("lr", "weight_decay", "kl_coef", "clip_high"), lambda v: 0 <= v < math.inf, "0 or more"),
     (("temperature", "max_grad_norm", "judge_seconds"), lambda v: 0 < v < math.inf, "more than 0"),
-    (("clip_low",), lambda v: 0 <= v <= 1, "0 to 1"),
+    (("clip_low", "baseline_decay"), lambda v: 0 <= v <= 1, "0 to 1"),
     (("curriculum_threshold",), lambda v: 0 < v <= 1, "more than 0, at most 1"),
     (("betas",), lambda v: all(0 <= beta < 1 for beta in v), "two values from 0 up to, not including, 1"),
     (("num_threads",), lambda v: v is None or v >= 1, "1 or more"),

@@ -1,24 +1,18 @@
-"""The training loop: sample, learn, log, save. It knows no algorithm: what learns is a function it is given.
+"""The training loop: sample, learn, log, save. It knows no algorithm: what learns is a `Learner` (learner.py).
 
 A run is a pure function of its config. Every random number follows from (seed, step, ...), the data cursor is
 a few numbers, so a run that goes on from a checkpoint repeats what it would have done, to the bit.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradhat.algorithms import grpo
-from gradhat.algorithms.grpo_family import FAMILY
 from gradhat.envs.text.load import load_task
 from gradhat.envs.text.task import Question, Task, check, held_out_set
 from gradhat.errors import RunError, TaskError
-from gradhat.estimators.group import silent
 from gradhat.policies.language import weights
 from gradhat.policies.language.chat import Chat
-from gradhat.policies.language.policy import LanguagePolicy
-from gradhat.policies.language.transformer import Transformer
 from gradhat.rollouts.engine import Engine, Limits
 from gradhat.rollouts.episodes import Experience, collect
 from gradhat.training import checkpoint, machine, metrics
@@ -26,6 +20,7 @@ from gradhat.training.checkpoint import Checkpoint
 from gradhat.training.config import TrainConfig
 from gradhat.training.evaluate import Interval, Measurement, measure
 from gradhat.training.interrupt import Interrupt
+from gradhat.training.learner import Learner, make_learner
 from gradhat.training.log import Log, non_finite
 from gradhat.training.model import compute_dtype, keep_freed_memory, set_threads
 from gradhat.training.optim import MasterAdamW
@@ -36,9 +31,6 @@ from gradhat.trajectories import Trajectories
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
-
-Learn = Callable[[Trajectories], tuple[Trajectories, dict[str, float]]]
-"""A batch → the batch with its credit, and metrics. The policy has moved."""
 
 
 @dataclass
@@ -54,7 +46,7 @@ class Session:
     chat: Chat
     engine: Engine
     optimizer: MasterAdamW
-    learn: Learn
+    learner: Learner
     source: Source
     step: int = 0
     """Steps done."""
@@ -68,12 +60,13 @@ class Session:
     def cursor(self) -> dict[str, Any]:
         """Return what `resume` needs besides weights and moments, as plain values."""
         counts = {"version": self.version, "skipped": self.skipped, "num_tokens": self.num_tokens}
-        return {"source": self.source.state(), **counts}
+        return {"source": self.source.state(), "learner": self.learner.state(), **counts}
 
     def resume(self, found: Checkpoint) -> None:
         """Stand where the checkpoint was taken."""
         self.optimizer.restore(found.masters(), found.optimizer())
         self.source.restore(found.cursor["source"])
+        self.learner.restore(found.cursor["learner"])
         self.step = found.step
         self.version = found.cursor["version"]
         self.skipped = found.cursor["skipped"]
@@ -142,29 +135,9 @@ def prepare(config: TrainConfig) -> Session:
         chat=chat,
         engine=Engine(network, chat, num_slots=config.num_slots),
         optimizer=optimizer,
-        learn=group_family(config, network, optimizer, model),
+        learner=make_learner(config, network, optimizer, model),
         source=Source(levels, system=config.system, threshold=config.curriculum_threshold, seed=config.seed),
     )
-
-
-def group_family(config: TrainConfig, network: Transformer, optimizer: MasterAdamW, model: Path) -> Learn:
-    """Return the function that learns from a batch by the algorithm of `config`; `model` is its reference."""
-    row = FAMILY[config.algorithm]
-    policy = LanguagePolicy(network, config.temperature, config.token_budget)
-    settings = grpo.Settings(
-        config.max_new_tokens, config.clip_low, config.clip_high, config.kl_coef, config.num_epochs
-    )
-    reference = None
-    if config.kl_coef > 0:
-        frozen = weights.load(model, compute_dtype(config.dtype)).requires_grad_(False)
-        reference = LanguagePolicy(frozen, config.temperature, config.token_budget)
-
-    def learn(batch: Trajectories) -> tuple[Trajectories, dict[str, float]]:
-        known = batch if reference is None else grpo.refer(reference, batch)
-        credited = grpo.credit(row, settings, known)
-        return credited, grpo.update(policy, optimizer, credited, row, settings)
-
-    return learn
 
 
 def _advance(run: RunFolder, log: Log, session: Session) -> None:
@@ -174,7 +147,7 @@ def _advance(run: RunFolder, log: Log, session: Session) -> None:
     session.optimizer.lr = config.lr * min(1.0, session.step / max(1, config.lr_warmup_steps))
     experience = _sample(session)
     clock.lap("sample")
-    batch, values = session.learn(experience.sampled.select(experience.chosen))
+    batch, values = session.learner.learn(experience.sampled.select(experience.chosen))
     clock.lap("update")
     values |= metrics.of_experience(experience, config.num_prompts) | _count(
         session, experience.sampled, values
@@ -205,7 +178,7 @@ def _sample(session: Session) -> Experience:
         num_prompts=config.num_prompts,
         group_size=config.group_size,
         version=session.version,
-        silent=silent,
+        silent=session.learner.silent,
         max_replacements=config.max_replacements if config.replace_silent else 0,
     )
 

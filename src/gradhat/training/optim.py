@@ -60,7 +60,9 @@ class MasterAdamW:
         One weight at a time: the float32 gradient of the whole network never exists.
         """
         wide = torch.float32
-        norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, wide)) for g in self.sums.values()]
+        norms = [
+            torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, wide)) for g in self.sums.values()
+        ]
         norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
         skipped = not math.isfinite(norm)
         if not skipped:

@@ -28,7 +28,9 @@ def test_rms_norm_and_its_gradient_are_the_formulas(shape: tuple[int, ...]) -> N
     ours, naive = rms_norm(x, weight, EPS), naive_rms_norm(x, weight, EPS)
     torch.testing.assert_close(ours, naive, rtol=0, atol=1e-14)
     for a, b in zip(
-        torch.autograd.grad(ours, (x, weight), upstream), torch.autograd.grad(naive, (x, weight), upstream), strict=True
+        torch.autograd.grad(ours, (x, weight), upstream),
+        torch.autograd.grad(naive, (x, weight), upstream),
+        strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
     assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, EPS), (x, weight))
@@ -66,7 +68,9 @@ def test_a_bfloat16_norm_is_computed_in_float32() -> None:
     """256 + 1 is 256 in bfloat16: a sum of squares in that type would lose the small channels."""
     x = torch.tensor([[16.0] + [1.0] * 255]).bfloat16()
     exact = naive_rms_norm(x.double(), torch.ones(256, dtype=torch.float64), EPS)
-    torch.testing.assert_close(rms_norm(x, torch.ones(256).bfloat16(), EPS).double(), exact, rtol=2**-8, atol=0)
+    torch.testing.assert_close(
+        rms_norm(x, torch.ones(256).bfloat16(), EPS).double(), exact, rtol=2**-8, atol=0
+    )
 
 
 def test_only_the_input_is_kept_for_the_gradient() -> None:
