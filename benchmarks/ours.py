@@ -31,7 +31,7 @@ from gradhat.trajectories import Trajectories
 TASK = "reasoning_gym:chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1"
 PROMPTS, GROUP, NEW_TOKENS, LENGTH = 8, 8, 32, 66
 FORWARD_BACKWARD = 3
-"""Products of a training step in units of its forward pass: the forward, the gradient of inputs, that of weights."""
+"""Products of a training pass in units of the forward: the forward, the input and the weight gradients."""
 
 
 def peak_gib() -> float:
@@ -80,7 +80,7 @@ class Job:
         )
 
     def learn(self, trajectories: Trajectories, *, every_group: bool) -> None:
-        """One optimiser step. `every_group` gives silent groups a made-up credit, so that nothing is left out."""
+        """One optimiser step. `every_group` makes up credit for silent groups, so that none is left out."""
         credited = credit(self.row, self.settings, trajectories)
         if every_group:
             made_up = torch.where(torch.arange(len(credited)) % 2 == 0, 1.0, -1.0)[:, None] * credited.mask
@@ -126,7 +126,7 @@ def generate(model: Path, runs: int, batch: int = 64, new_tokens: int = 64) -> d
 
 
 def train(model: Path, runs: int) -> dict[str, object]:
-    """Padded-equivalent tokens a second of forward + backward: 64 sequences of 66 tokens, the prompt of each group once."""
+    """Padded-equivalent tokens a second of forward + backward: 64 sequences of 66 tokens, prompts shared."""
     job = Job(model)
     batch, answer = PROMPTS * GROUP, LENGTH - 45
     generator = torch.Generator().manual_seed(0)

@@ -1,10 +1,11 @@
-"""Ours against a peer: run in turn in one sitting (peer, ours, peer, ours ...), print every figure and the ratio of medians.
+"""Ours against a peer, run in turn in one sitting (peer, ours, peer, ours ...): figures and ratio of medians.
 
     python benchmarks/paired.py --peers-python .peers/bin/python [--rounds 3] [step generate train]
 
 Peers are set up once:
 
-    python3 -m venv .peers && .peers/bin/pip install torch==2.13.0 && .peers/bin/pip install -r benchmarks/peers/requirements.txt
+    python3 -m venv .peers && .peers/bin/pip install torch==2.13.0 && \\
+    .peers/bin/pip install -r benchmarks/peers/requirements.txt
 """
 
 import argparse

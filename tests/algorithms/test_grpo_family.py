@@ -83,7 +83,7 @@ def test_dr_grpo_is_shorter_by_its_own_share_and_its_length(prompts: tuple[int, 
 
 
 def grpo_by_hand(size: int, kl_coef: float) -> Tensor:
-    """E of Σ_i Σ_t (A_i − β (1 − π_ref/π)) ∇ log π / (G |τ_i|) over the groups of prompt 0, by the formula."""
+    """E of Σ_i Σ_t (A_i − β (1 − π_ref/π)) ∇ log π / (G |τ_i|) over prompt 0's groups, by the formula."""
     logits, reference = torch.tensor(LOGITS, dtype=F64), torch.tensor(REFERENCE, dtype=F64)
     policy, far = logits.softmax(-1), reference.softmax(-1)
     total = torch.zeros_like(logits)

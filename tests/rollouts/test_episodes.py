@@ -39,7 +39,8 @@ class World(gymnasium.Env[list[Message], str]):
 
 
 class Script:
-    """A sampler whose sample i of the k-th prompt it ever saw is `answer(k, i)`. It keeps what it was asked."""
+    """A sampler whose sample i of the k-th prompt it ever saw is `answer(k, i)`. It keeps what it was
+    asked."""
 
     def __init__(self, answer: Callable[[int, int], Completion]) -> None:
         self.answer = answer
@@ -220,7 +221,8 @@ def test_all_silent_ends_at_the_last_replacement(chat: Chat) -> None:
 
 
 def test_rounds_of_different_lengths_are_padded_and_kept_apart(chat: Chat) -> None:
-    """The second round is longer than the first, the third shorter: a row index must not slip, nor a column."""
+    """The second round is longer than the first, the third shorter: a row index must not slip, nor a
+    column."""
     rewards = loud_where([4, 6])
     script = Script(lambda k, i: says(str(i), {4: 5, 5: 2, 6: 1}.get(k, 3)))
     found = gathered(chat, script, rewards, num_prompts=4, max_replacements=5)

@@ -47,7 +47,6 @@ def test_differences_are_named() -> None:
         ("max_grad_norm", 0.0),
         ("keep_checkpoints", 0),
         ("num_threads", 0),
-        ("judge_seconds", -1.0),
         ("max_replacements", -1),
         ("algorithm", "grop"),
     ],

@@ -77,5 +77,17 @@ def test_a_sample_is_shown_with_its_verdict_and_its_markup_untouched() -> None:
     assert max(map(len, text.splitlines())) < 130
 
 
+def test_a_resumed_log_knows_the_last_measurement() -> None:
+    out = io.StringIO()
+    Log(100, 10, HELD_OUT, out=out).step(11, METRICS)
+    assert out.getvalue().startswith("step 11/100  held-out 0.470")
+
+
+def test_model_text_cannot_steer_the_terminal() -> None:
+    out = io.StringIO()
+    Log(100, out=out).sample(3, Record("q", "\x1b[2Ja\x07\rb\u202e", Verdict(0.0, {}, ""), "end"))
+    assert "    �[2Ja� b�\n" in out.getvalue()
+
+
 def test_durations_read_like_a_clock() -> None:
     assert [duration(s) for s in (5.2, 391, 3723)] == ["0:05", "6:31", "1:02:03"]

@@ -113,9 +113,12 @@ def update(
     if len(active) == 0:
         return metrics
 
+    held: list[Tensor] = []
+
     def objective(evaluation: Evaluation, part: Trajectories) -> Tensor:
         assert part.adv is not None
         log_ratio = row.ratio(evaluation.logp, part.logp, part.mask)
+        held.append(beyond_bounds(log_ratio.detach(), part.adv, settings)[:, part.mask])
         gain = row.surrogate(log_ratio, part.adv.to(log_ratio.dtype), settings)
         if kl_loss is not None:
             gain = gain - settings.kl_coef * kl_loss(evaluation.logp, _reference(part))
@@ -123,7 +126,19 @@ def update(
 
     for _ in range(settings.num_epochs):
         metrics |= ascend(policy, optimizer, active, objective)
-    return metrics
+    low, high = torch.cat(held, dim=1).double().mean(1).tolist()
+    bounds = {"low_mean": low, "high_mean": high, "region_mean": low + high}
+    return metrics | {f"clip_ratio/{name}": share for name, share in bounds.items()}
+
+
+def beyond_bounds(log_ratio: Tensor, adv: Tensor, settings: Settings) -> Tensor:
+    """Return where a clipped surrogate has no gradient, bool `[2, B, T]`: below the lower, above the upper bound.
+
+    Only the side on which the advantage pushes further out counts: a step that comes back is not held.
+    """
+    ratio = log_ratio.exp().expand_as(adv)
+    low = (ratio < 1 - settings.clip_low) & (adv < 0)
+    return torch.stack([low, (ratio > 1 + settings.clip_high) & (adv > 0)])
 
 
 def _reference(trajectories: Trajectories) -> Tensor:

@@ -9,7 +9,7 @@ from gradhat.estimators.ratios import on_policy, token
 from gradhat.losses import reduce, surrogate
 
 
-def _plain(log_ratio: Tensor, adv: Tensor, _settings: Settings) -> Tensor:
+def _reinforce(log_ratio: Tensor, adv: Tensor, _settings: Settings) -> Tensor:
     return surrogate.reinforce(log_ratio, adv)
 
 
@@ -17,11 +17,11 @@ def _clipped(log_ratio: Tensor, adv: Tensor, settings: Settings) -> Tensor:
     return surrogate.clipped(log_ratio, adv, low=settings.clip_low, high=settings.clip_high)
 
 
-def _trajectory(mask: Tensor, counts: Counts) -> Tensor:
+def _per_trajectory(mask: Tensor, counts: Counts) -> Tensor:
     return reduce.per_trajectory(mask, num_trajectories=counts.num_trajectories)
 
 
-def _sequence(mask: Tensor, counts: Counts) -> Tensor:
+def _per_sequence(mask: Tensor, counts: Counts) -> Tensor:
     return reduce.per_sequence(mask, num_sequences=counts.num_trajectories)
 
 
@@ -31,10 +31,10 @@ def _constant(mask: Tensor, counts: Counts) -> Tensor:
 
 # fmt: off
 FAMILY = {
-    #                baseline       scale      ratio      surrogate reduce       KL in the reward, in the loss
-    "reinforce": Row(none,          no_scale,  on_policy, _plain,   _trajectory, None,  None),
-    "rloo":      Row(leave_one_out, no_scale,  on_policy, _plain,   _trajectory, kl.k1, None),
-    "grpo":      Row(group_mean,    group_std, token,     _clipped, _sequence,   None,  kl.k3),
-    "dr_grpo":   Row(group_mean,    no_scale,  token,     _clipped, _constant,   None,  None),
+    #                baseline       scale      ratio      surrogate   reduce           KL in the reward, in the loss
+    "reinforce": Row(none,          no_scale,  on_policy, _reinforce, _per_trajectory, None,  None),
+    "rloo":      Row(leave_one_out, no_scale,  on_policy, _reinforce, _per_trajectory, kl.k1, None),
+    "grpo":      Row(group_mean,    group_std, token,     _clipped,   _per_sequence,   None,  kl.k3),
+    "dr_grpo":   Row(group_mean,    no_scale,  token,     _clipped,   _constant,       None,  None),
 }
 # fmt: on

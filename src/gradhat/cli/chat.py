@@ -50,6 +50,7 @@ def converse(place: str, flags: Flags) -> None:
     from gradhat.policies.language import weights
     from gradhat.policies.language.chat import Chat, Message
     from gradhat.rollouts.engine import Engine, Limits
+    from gradhat.training.log import printable
     from gradhat.training.model import compute_dtype, find, set_threads
     from gradhat.training.seed import derive
 
@@ -64,7 +65,7 @@ def converse(place: str, flags: Flags) -> None:
             flags.max_new_tokens, flags.temperature, top_p=flags.top_p, seed=derive(flags.seed, "chat", turn)
         )
         answer = engine.sample([chat.encode(messages)], 1, limits)[0][0]
-        print(answer.text, flush=True)
+        print(printable(answer.text), flush=True)
         messages.append({"role": "assistant", "content": answer.text})
 
 

@@ -62,8 +62,6 @@ class TrainConfig:
     """Tokens of one micro-batch in the training forward. It bounds memory and changes no result."""
     num_slots: int = 64
     """Sequences the engine decodes at once."""
-    judge_seconds: float = 10.0
-    """Time limit of the task's verdict on one completion."""
     eval_every: int = 10
     """Held-out accuracy is measured every so many steps, on `eval_questions`."""
     eval_questions: int = 64
@@ -71,7 +69,7 @@ class TrainConfig:
     eval_samples: int = 2
     """Completions for each of them, at the training temperature."""
     final_questions: int = 256
-    """The measurements before the first step and after the last use every held-out question, but no more than this."""
+    """Most held-out questions of the measurements before the first step and after the last."""
     final_samples: int = 4
     """Completions for each question of these two."""
     checkpoint_every: int = 25
@@ -121,7 +119,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (COUNTS, lambda v: v >= 1, "1 or more"),
     (("lr_warmup_steps", "max_replacements"), lambda v: v >= 0, "0 or more"),
     (("lr", "weight_decay", "kl_coef", "clip_high"), lambda v: 0 <= v < math.inf, "0 or more"),
-    (("temperature", "max_grad_norm", "judge_seconds"), lambda v: 0 < v < math.inf, "more than 0"),
+    (("temperature", "max_grad_norm"), lambda v: 0 < v < math.inf, "more than 0"),
     (("clip_low", "baseline_decay"), lambda v: 0 <= v <= 1, "0 to 1"),
     (("curriculum_threshold",), lambda v: 0 < v <= 1, "more than 0, at most 1"),
     (("betas",), lambda v: all(0 <= beta < 1 for beta in v), "two values from 0 up to, not including, 1"),

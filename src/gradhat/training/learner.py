@@ -50,7 +50,7 @@ class GroupLearner:
     reference: Policy | None
 
     def silent(self, returns: Tensor, group: Tensor) -> Tensor:
-        """Return the groups without advantage. Under a KL term they still carry its gradient, but nothing to learn from."""
+        """Return the groups without advantage. A KL term still pulls on them, but teaches nothing."""
         return grpo.advantages(self.row, returns, group) == 0
 
     def learn(self, batch: Trajectories) -> tuple[Trajectories, dict[str, float]]:
@@ -92,7 +92,7 @@ class ReinforceLearner:
 
 
 def make_learner(config: TrainConfig, network: Transformer, optimizer: Optimizer, model: Path) -> Learner:
-    """Return the learner that `config.algorithm` names; `model` is the folder the run started from, KL's reference."""
+    """Return the learner that `config.algorithm` names; the folder `model` holds KL's reference."""
     policy = LanguagePolicy(network, config.temperature, config.token_budget)
     if config.algorithm == "reinforce":
         return ReinforceLearner(

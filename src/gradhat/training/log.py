@@ -22,14 +22,23 @@ WIDTH = 100
 
 
 class Log:
-    """Prints a run. A context: inside it the live line is on the screen."""
+    """Prints a run of `num_steps`, of which `done` were done before with the held-out numbers `known`.
 
-    def __init__(self, num_steps: int, done: int = 0, out: TextIO | None = None) -> None:
+    A context: inside it the live line is on the screen.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        done: int = 0,
+        known: Mapping[str, float] | None = None,
+        out: TextIO | None = None,
+    ) -> None:
         self.console = Console(file=out or sys.stdout, highlight=False, markup=False, soft_wrap=True)
         self.num_steps = num_steps
         self._first = done
         self._began = time.monotonic()
-        self._held_out: dict[str, float] = {}
+        self._held_out = dict(known or {})
         self._live = (
             Live(console=self.console, auto_refresh=False, transient=True)
             if self.console.is_terminal
@@ -113,6 +122,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def printable(text: str) -> str:
+    """Return `text` with what could move the cursor or recolour the terminal replaced; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+
+
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"

@@ -1,4 +1,4 @@
-"""The training loop: sample, learn, log, save. It knows no algorithm: what learns is a `Learner` (learner.py).
+"""The training loop: sample, learn, log, save. It knows no algorithm, only a `Learner` (learner.py).
 
 A run is a pure function of its config. Every random number follows from (seed, step, ...), the data cursor is
 a few numbers, so a run that goes on from a checkpoint repeats what it would have done, to the bit.
@@ -88,7 +88,8 @@ def train(run: RunFolder, session: Session) -> int:
     run.rewind(found.step if found else -1)
     if found is not None:
         session.resume(found)
-    with Log(config.num_steps, session.step) as log:
+    known = {key: v for line in run.read_metrics() for key, v in line.items() if key.startswith("held_out/")}
+    with Log(config.num_steps, session.step, known) as log:
         for line in [*damage, *_note_machine(run)]:
             log.warn(line)
         log.say(_opening(run, session))
@@ -256,8 +257,9 @@ def _stop_when_stuck(run: RunFolder, session: Session) -> None:
     if session.skipped < session.config.max_skipped_steps:
         return
     raise RunError(
-        f"step {session.step} of {run.path}: the gradient of the last {session.skipped} steps was not "
-        f"finite, and they were skipped. Lower --lr in a new run. The checkpoints in {run.checkpoints} are whole."
+        f"step {session.step} of {run.path}: the gradient of the last {session.skipped} steps was not finite, "
+        "and they were skipped. Lower --lr in a new run. "
+        f"The checkpoints in {run.checkpoints} are whole."
     )
 
 

@@ -44,7 +44,7 @@ class MasterAdamW:
             self.wide.values(), lr=lr, betas=betas, weight_decay=weight_decay, fused=True
         )
         self.sums: dict[str, Tensor] = {}
-        """The gradient so far. That of a single micro-batch stays in the network's type; a sum of several is wide."""
+        """The gradient so far: one micro-batch's in the network's type, a sum in the masters'."""
 
     def accumulate(self) -> None:
         """Add the network's gradient to the sum, and free it."""

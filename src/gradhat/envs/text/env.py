@@ -22,7 +22,8 @@ class AnyText(gymnasium.Space[str]):
     """Every string. Gymnasium's own Text knows only strings over a listed alphabet, up to a listed length."""
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """Return random printable ASCII. A mask is an error, as it is in Gymnasium's other unbounded spaces."""
+        """Return random printable ASCII. A mask is an error, as it is in Gymnasium's other unbounded
+        spaces."""
         if mask is not None or probability is not None:
             raise gymnasium.error.Error("A text was asked for under a mask. Sample without one.")
         alphabet = string.printable

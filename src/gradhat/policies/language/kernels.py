@@ -1,7 +1,7 @@
-"""Two elementwise parts of a layer with their gradients written out: they keep the input, not the steps in between.
+"""Two elementwise parts of a layer with their gradients written out: they keep their input and nothing else.
 
-Left to autograd, the 61 norms and 30 gates of a 135M-parameter network keep 750 MB for 1,700 tokens, most of it float32
-copies of what is kept anyway. Shapes: `N` tokens, `d` channels.
+Left to autograd, the 61 norms and 30 gates of a 135M-parameter network keep 750 MB for 1,700 tokens, most of
+it float32 copies of what is kept anyway. Shapes: `N` tokens, `d` channels.
 """
 
 from typing import Any
@@ -58,9 +58,11 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / √(mean(x²) + eps) · weight over the last dimension (Zhang and Sennrich 2019, eq. 4), computed in float32 or wider.
+    """x / √(mean(x²) + eps) · weight over the last dimension (Zhang and Sennrich 2019, eq. 4), computed in
+    float32 or wider.
 
-    `x` `[..., d]`, `weight` `[d]`. The product with `weight` is in the type of `x`, as in the reference models.
+    `x` `[..., d]`, `weight` `[d]`. The product with `weight` is in the type of `x`, as in the reference
+    models.
     """
     return _RMSNorm.apply(x, weight, eps)
 

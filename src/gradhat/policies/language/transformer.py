@@ -1,8 +1,8 @@
-"""One decoder-only network of the Llama / Qwen2 / Qwen3 shape: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+"""One decoder-only network of the Llama / Qwen2 / Qwen3 shape: RMSNorm, RoPE, grouped queries, SwiGLU.
 
-The network runs over a flat stream of `N` tokens. It does not know how they are arranged: the caller passes `attend`, which
-says who sees whom. Training passes a tree (`tree.py`), the decode engine passes a cache (`cache.py`). Nothing is ever padded
-except inside `attend`.
+The network runs over a flat stream of `N` tokens. It does not know how they are arranged: the caller passes
+`attend`, which says who sees whom. Training passes a tree (`tree.py`), the decode engine passes a cache
+(`cache.py`). Nothing is ever padded except inside `attend`.
 
 Shapes: `N` tokens, `H` query heads, `K` key-value heads, `D` head size, `V` vocabulary.
 """
@@ -32,7 +32,7 @@ class Llama3Rope:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The shape of a network. `qkv_bias` is Qwen2's, `qk_norm` is Qwen3's, `tied` shares embedding and head."""
+    """The shape of a network. `qkv_bias` is Qwen2's, `qk_norm` Qwen3's, `tied` shares embedding and head."""
 
     vocab_size: int
     hidden_size: int
@@ -89,7 +89,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids in, hidden states out. `head_weight` turns a hidden state into logits; the caller decides for which tokens."""
+    """Token ids in, hidden states out. `head_weight` makes logits of those that the caller picks."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Transformer(nn.Module):
         return self.norm.weight.dtype
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Return the final hidden states `[N, hidden_size]` of `tokens` (int64 `[N]`) at `positions` (int64 `[N]`)."""
+        """Return the final hidden states `[N, hidden_size]` of `tokens` at `positions` (both int64 `[N]`)."""
         x = self.embed(tokens)
         rotation = rope(self.config, positions).to(x.dtype)
         for layer, block in enumerate(self.blocks):
@@ -119,7 +119,7 @@ class Transformer(nn.Module):
 
 
 def rope_frequencies(config: TransformerConfig) -> Tensor:
-    """Return the rotation speed of each pair of channels, float32 `[D / 2]` (Su et al. 2021, section 3.2.2)."""
+    """Return each channel pair's rotation speed, float32 `[D / 2]` (Su et al. 2021, section 3.2.2)."""
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     speed = 1.0 / (config.rope_theta**exponent)
     scaling = config.rope_scaling
@@ -137,7 +137,7 @@ def rope_frequencies(config: TransformerConfig) -> Tensor:
 
 
 def rope(config: TransformerConfig, positions: Tensor) -> Tensor:
-    """Return cos and ∓sin for each position, float32 `[2, N, 1, D]`: (cos, cos) and (−sin, sin), in halves."""
+    """Return (cos, cos) and (−sin, sin), in halves, for each position: float32 `[2, N, 1, D]`."""
     angles = positions.float()[:, None, None] * rope_frequencies(config).to(positions.device)
     cos, sin = angles.cos(), angles.sin()
     return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])

@@ -1,0 +1,67 @@
+"""Draw held-out accuracy against minutes of training, one line a run, from the metrics that runs leave behind.
+
+    python benchmarks/learning_curve.py OUT.png RUN [RUN ...]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+INK, GREY = "#1b1b1b", "#8a8a8a"
+LINES = ("#1f5fbf", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7")
+
+
+def curve(run: Path) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Return minutes of training, held-out accuracy and its interval, wherever it was measured."""
+    minutes, columns = 0.0, ([], [], [], [])
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        minutes += row.get("step_time", 0.0) / 60
+        if "held_out/accuracy" in row:
+            found = (minutes, row["held_out/accuracy"], row["held_out/low"], row["held_out/high"])
+            for column, value in zip(columns, found, strict=True):
+                column.append(value)
+    return columns
+
+
+def draw(out: Path, runs: list[Path]) -> None:
+    """Write the picture."""
+    figure, axes = plt.subplots(figsize=(7.2, 3.8), dpi=150)
+    for run, colour in zip(runs, LINES, strict=False):
+        minutes, accuracy, low, high = curve(run)
+        seed = json.loads((run / "config.json").read_text())["seed"]
+        axes.fill_between(minutes, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(minutes, accuracy, color=colour, linewidth=1.8, marker="o", markersize=3.5)
+        axes.annotate(
+            f"seed {seed}: {accuracy[-1]:.2f}",
+            (minutes[-1], accuracy[-1]),
+            xytext=(8, 12 * (runs.index(run) - (len(runs) - 1) / 2)),
+            textcoords="offset points",
+            color=colour,
+            fontsize=9,
+            va="center",
+        )
+    config = json.loads((runs[0] / "config.json").read_text())
+    axes.set_title(f"{config['task']}: held-out accuracy at temperature 1", fontsize=10, color=INK, loc="left")
+    axes.set_xlabel("minutes of training on 2 CPU cores (band: 95 % interval over questions)", color=GREY)
+    axes.set_ylim(0, 1)
+    axes.set_xlim(left=0)
+    axes.margins(x=0.02)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(colors=GREY)
+    figure.subplots_adjust(left=0.08, right=0.86, top=0.9, bottom=0.14)
+    figure.savefig(out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
+    args = parser.parse_args()
+    draw(args.out, args.runs)

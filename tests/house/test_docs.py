@@ -1,0 +1,44 @@
+"""What the pages say and what the code does are one."""
+
+import dataclasses
+import re
+
+from reading import ROOT
+
+
+def family_table(page: str) -> list[list[str]]:
+    block = re.search(r"<!-- family -->(.*?)<!-- /family -->", page, re.DOTALL)
+    assert block is not None
+    rows = [line.strip("| ").split(" | ") for line in block.group(1).strip().splitlines()]
+    return rows[2:]
+
+
+def test_the_family_on_the_page_is_the_family_in_the_code() -> None:
+    from gradhat.algorithms.grpo_family import FAMILY
+
+    in_code = [
+        [name, *("–" if f is None else f.__name__.lstrip("_") for f in vars(row).values())]
+        for name, row in FAMILY.items()
+    ]
+    assert family_table((ROOT / "docs/algorithms/grpo.md").read_text()) == in_code
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
+    assert len(links) > 5
+    assert not [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()]
+
+
+def test_every_setting_that_a_page_names_is_one() -> None:
+    from gradhat.cli.train import Launch
+    from gradhat.training.config import TrainConfig
+
+    pages = [ROOT / "README.md", *(ROOT / "docs/algorithms").glob("*.md")]
+    commands = [
+        c for page in pages for c in re.findall(r"^ +(?:\S*/)?gradhat train .*$", page.read_text(), re.MULTILINE)
+    ]
+    known = {f.name for cls in (TrainConfig, Launch) for f in dataclasses.fields(cls)}
+    flags = {flag for c in commands for flag in re.findall(r"--([a-z-]+)", c.partition("#")[0])}
+    assert len(flags) > 3
+    assert not {flag for flag in flags if flag.replace("-", "_").removeprefix("no_") not in known}
