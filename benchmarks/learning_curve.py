@@ -1,6 +1,6 @@
 """Draw held-out accuracy against minutes of training, one line a run, from the metrics that runs leave behind.
 
-    python benchmarks/learning_curve.py OUT.png RUN [RUN ...]
+python benchmarks/learning_curve.py OUT.png RUN [RUN ...]
 """
 
 import argparse
@@ -47,7 +47,9 @@ def draw(out: Path, runs: list[Path]) -> None:
             va="center",
         )
     config = json.loads((runs[0] / "config.json").read_text())
-    axes.set_title(f"{config['task']}: held-out accuracy at temperature 1", fontsize=10, color=INK, loc="left")
+    axes.set_title(
+        f"{config['task']}: held-out accuracy at temperature 1", fontsize=10, color=INK, loc="left"
+    )
     axes.set_xlabel("minutes of training on 2 CPU cores (band: 95 % interval over questions)", color=GREY)
     axes.set_ylim(0, 1)
     axes.set_xlim(left=0)
@@ -60,7 +62,9 @@ def draw(out: Path, runs: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("runs", type=Path, nargs="+")
     args = parser.parse_args()

@@ -1,6 +1,7 @@
 """What the group family shares: credit, silent groups, the reference policy, several passes over a batch."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from toy import LOGITS, REFERENCE, REWARDS, SENTENCES, Recorder, Softmax, Table, batch
 
 from gradhat.algorithms.ascend import Step
-from gradhat.algorithms.grpo import Settings, advantages, credit, refer, update
+from gradhat.algorithms.grpo import Settings, advantages, beyond_bounds, credit, refer, update
 from gradhat.algorithms.grpo_family import FAMILY
 from gradhat.trajectories import Trajectories
 
@@ -151,29 +152,43 @@ def test_every_epoch_is_one_step_from_the_weights_of_the_one_before() -> None:
     trajectories = credit(FAMILY["dr_grpo"], settings, batch((0, 0, 0), LOUD, TABLE))
     policy = Softmax()
     optimizer = Moves(policy.module)
-    update(policy, optimizer, trajectories, FAMILY["dr_grpo"], settings)
+    metrics = update(policy, optimizer, trajectories, FAMILY["dr_grpo"], settings)
     assert optimizer.events == ["accumulate", "step"] * 3
-    clipped: set[str] = set()
+    clipped: Counter[str] = Counter()
     for before, behind in pairwise(optimizer.path):
         wanted, now_clipped = by_hand(before)
-        clipped |= now_clipped
+        clipped += now_clipped
         torch.testing.assert_close((behind - before) / 3, wanted, rtol=0, atol=1e-12)
-    assert clipped == {"low", "high"}, "the batch must reach both bounds"
+    assert clipped["low"] > 0 and clipped["high"] > 0, "the batch must reach both bounds"
+    shares = {"low": clipped["low"] / 15, "high": clipped["high"] / 15, "region": clipped.total() / 15}
+    assert shares == pytest.approx({name: metrics[f"clip_ratio/{name}_mean"] for name in shares})
 
 
-def by_hand(table: Tensor) -> tuple[Tensor, set[str]]:
-    """The gradient of dr_grpo at `table` for LOUD, sampled from TABLE, and which bounds were at work."""
+def test_only_a_step_pushed_further_out_is_beyond_the_bounds() -> None:
+    settings = Settings(length=1, clip_low=0.1, clip_high=0.4)
+    ratio = torch.tensor([[0.89, 0.89, 0.91, 1.39, 1.41, 1.41, 0.89, 1.41]])
+    adv = torch.tensor([[-1.0, 1.0, -1.0, 1.0, 1.0, -1.0, 0.0, 0.0]])
+    low, high = beyond_bounds(ratio.log(), adv, settings)
+    assert low.nonzero().tolist() == [[0, 0]] and high.nonzero().tolist() == [[0, 4]]
+    log_ratio = ratio.log().requires_grad_()
+    FAMILY["dr_grpo"].surrogate(log_ratio, adv, settings).sum().backward()
+    assert log_ratio.grad is not None
+    assert torch.equal(log_ratio.grad == 0, low | high | (adv == 0))
+
+
+def by_hand(table: Tensor) -> tuple[Tensor, Counter[str]]:
+    """The gradient of dr_grpo at `table` for LOUD, sampled from TABLE, and how many steps each bound held."""
     new, old = table.softmax(-1), TABLE.softmax(-1)
     returns = [sum(REWARDS[0][s]) for s in LOUD]
-    gradient, clipped = torch.zeros_like(table), set[str]()
+    gradient, clipped = torch.zeros_like(table), Counter[str]()
     for sentence, reward in zip(LOUD, returns, strict=True):
         adv = reward - sum(returns) / 3
         for state, word in enumerate(SENTENCES[sentence]):
             ratio = float(new[state, word] / old[state, word])
             if adv > 0 and ratio > 1.4:
-                clipped.add("high")
+                clipped["high"] += 1
             elif adv < 0 and ratio < 0.9:
-                clipped.add("low")
+                clipped["low"] += 1
             else:
                 gradient[state] += adv * ratio * (torch.eye(2, dtype=F64)[word] - new[state]) / (3 * 2)
     return gradient, clipped

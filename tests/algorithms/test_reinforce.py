@@ -16,16 +16,18 @@ F64 = torch.float64
 TABLE = torch.tensor(LOGITS, dtype=F64)
 
 
-def with_baseline(baseline: float) -> Tensor:
+def with_baseline(baseline: float, prompts: tuple[int, ...] = (0, 1)) -> Tensor:
     def learn(policy: Policy, optimizer: Optimizer, trajectories: Trajectories) -> None:
         update(policy, optimizer, credit(Settings(), baseline, trajectories)[0])
 
-    return expected_gradient((0, 1), learn)
+    return expected_gradient(prompts, learn)
 
 
+@pytest.mark.parametrize("prompts", [(0, 1), (0, 0, 0)])
 @pytest.mark.parametrize("baseline", [0.0, 0.6, -3.0])
-def test_the_expected_gradient_is_that_of_j(baseline: float) -> None:
-    torch.testing.assert_close(with_baseline(baseline), exact_gradient(objective), rtol=0, atol=1e-12)
+def test_the_expected_gradient_is_that_of_j(baseline: float, prompts: tuple[int, ...]) -> None:
+    wanted = exact_gradient(lambda logits: objective(logits, len(set(prompts))))
+    torch.testing.assert_close(with_baseline(baseline, prompts), wanted, rtol=0, atol=1e-12)
 
 
 def test_it_stays_unbiased_behind_any_earlier_batch() -> None:

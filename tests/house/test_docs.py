@@ -36,7 +36,9 @@ def test_every_setting_that_a_page_names_is_one() -> None:
 
     pages = [ROOT / "README.md", *(ROOT / "docs/algorithms").glob("*.md")]
     commands = [
-        c for page in pages for c in re.findall(r"^ +(?:\S*/)?gradhat train .*$", page.read_text(), re.MULTILINE)
+        c
+        for page in pages
+        for c in re.findall(r"^ +(?:\S*/)?gradhat train .*$", page.read_text(), re.MULTILINE)
     ]
     known = {f.name for cls in (TrainConfig, Launch) for f in dataclasses.fields(cls)}
     flags = {flag for c in commands for flag in re.findall(r"--([a-z-]+)", c.partition("#")[0])}

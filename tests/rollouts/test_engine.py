@@ -232,7 +232,7 @@ def test_a_stop_token_at_the_limit_is_an_end() -> None:
 
 def test_a_stop_string_cuts_the_text_and_keeps_the_tokens() -> None:
     """The plain reading: the shortest run of tokens whose text holds a string, cut at the earliest one."""
-    model, chat, strings = network(), Pieces(STOPS), ("abcab", "ccb", "bbbb")
+    model, chat, strings = network(), Pieces(STOPS), ("bca", "abca", "ccb")
     free = engine(model, chat=chat).sample(prompts(8), 6, Limits(30, seed=4))
     held = engine(model, chat=chat).sample(prompts(8), 6, Limits(30, seed=4, stop_strings=strings))
     across, inside = 0, 0

@@ -226,6 +226,15 @@ def test_the_policy_learns(config: TrainConfig, tmp_path: Path) -> None:
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
 
 
+def test_the_reference_is_the_model_the_run_started_from(config: TrainConfig, tmp_path: Path) -> None:
+    # A reference that moves with the policy has a divergence of zero, before and after a resume.
+    near = replace(config, algorithm="grpo", kl_coef=0.1, lr=1e-2, num_steps=3)
+    path = resume(replace(near, num_steps=6), start(near, tmp_path / "run"))
+    kl = [line["kl"] for line in lines(path)[1:]]
+    assert abs(kl[0]) < 1e-5
+    assert min(kl[3:]) > 0.01
+
+
 def test_a_gradient_that_is_not_finite_is_skipped_and_reported(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

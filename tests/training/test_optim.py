@@ -89,12 +89,17 @@ def test_it_is_the_formula_of_the_paper() -> None:
         torch.testing.assert_close(weight.detach(), weights[name], rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("num_parts", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_masters_of_a_narrow_network_follow_a_float32_twin_to_the_bit(dtype: torch.dtype) -> None:
+def test_masters_of_a_narrow_network_follow_a_float32_twin_to_the_bit(
+    dtype: torch.dtype, num_parts: int
+) -> None:
     narrow, wide = Net(dtype), Net(torch.float32)
     of_narrow, of_wide = MasterAdamW(narrow, **SETTINGS), MasterAdamW(wide, **SETTINGS)
     for step in range(6):
-        parts = [{n: g.to(dtype).float() for n, g in gradients(10 * step + i).items()} for i in range(3)]
+        parts = [
+            {n: g.to(dtype).float() for n, g in gradients(10 * step + i).items()} for i in range(num_parts)
+        ]
         feed(narrow, of_narrow, *parts)
         feed(wide, of_wide, *parts)
         assert of_narrow.step() == of_wide.step()

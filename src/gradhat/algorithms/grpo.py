@@ -132,7 +132,7 @@ def update(
 
 
 def beyond_bounds(log_ratio: Tensor, adv: Tensor, settings: Settings) -> Tensor:
-    """Return where a clipped surrogate has no gradient, bool `[2, B, T]`: below the lower, above the upper bound.
+    """Return where the clip stops the gradient, bool `[2, B, T]`: below the lower bound, above the upper one.
 
     Only the side on which the advantage pushes further out counts: a step that comes back is not held.
     """

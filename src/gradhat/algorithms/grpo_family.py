@@ -31,7 +31,7 @@ def _constant(mask: Tensor, counts: Counts) -> Tensor:
 
 # fmt: off
 FAMILY = {
-    #                baseline       scale      ratio      surrogate   reduce           KL in the reward, in the loss
+    #                baseline       scale      ratio      surrogate   reduce           KL in reward, loss
     "reinforce": Row(none,          no_scale,  on_policy, _reinforce, _per_trajectory, None,  None),
     "rloo":      Row(leave_one_out, no_scale,  on_policy, _reinforce, _per_trajectory, kl.k1, None),
     "grpo":      Row(group_mean,    group_std, token,     _clipped,   _per_sequence,   None,  kl.k3),

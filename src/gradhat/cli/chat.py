@@ -10,7 +10,8 @@ from gradhat.errors import ConfigError
 
 USAGE = "gradhat chat RUN|MODEL"
 DESCRIPTION = """gradhat chat RUN|MODEL [FLAGS]: talk to the newest checkpoint of a run, or to a model.
-Each line you type is a message; an empty line or Ctrl-D ends. From a pipe, each line read is a message."""
+
+Each line you type is a message; an empty line or Ctrl-D ends. From a pipe, each line is a message."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from gradhat.training.evaluate import Measurement
 
 USAGE = "gradhat eval RUN|MODEL"
-DESCRIPTION = """gradhat eval RUN|MODEL --task TASK [FLAGS]: measure on held-out questions, sampled and
-greedily. A run brings its own task, system prompt and limits; flags override them."""
+DESCRIPTION = """gradhat eval RUN|MODEL --task TASK [FLAGS]: measure on held-out questions.
+
+A run brings its own task, system prompt and limits; flags override them."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from gradhat.errors import ConfigError, RunError
 from gradhat.training.config import TrainConfig, check, differences, to_json
 from gradhat.training.run_folder import RunFolder
 
-DESCRIPTION = """gradhat train RECIPE [FLAGS]: run a recipe, with the settings that flags give instead of its
-own. gradhat train --task my_task.py:MyTask [FLAGS]: train on a task of your own. gradhat train --resume RUN:
-go on with a run that was stopped, or with --num-steps MORE a finished one."""
+DESCRIPTION = """gradhat train RECIPE [FLAGS]: run a recipe, with the flags in place of its own settings.
+
+gradhat train --task my_task.py:MyTask [FLAGS]: train on a task of your own.
+
+gradhat train --resume RUN: go on with a stopped run, or with --num-steps MORE a finished one."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def keep_top_p(weights: Tensor, p: float) -> Tensor:
     """
     size = weights.shape[-1]
     kept = torch.zeros_like(weights)
-    needed = p * weights.sum(-1, dtype=torch.float64)
+    needed = p * weights.sum(-1)
     rows = torch.arange(len(weights))
     for width in (*HEADS, size):
         largest, tokens = weights[rows].topk(min(width, size), dim=-1)

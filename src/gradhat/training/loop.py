@@ -257,8 +257,8 @@ def _stop_when_stuck(run: RunFolder, session: Session) -> None:
     if session.skipped < session.config.max_skipped_steps:
         return
     raise RunError(
-        f"step {session.step} of {run.path}: the gradient of the last {session.skipped} steps was not finite, "
-        "and they were skipped. Lower --lr in a new run. "
+        f"step {session.step} of {run.path}: the gradient of the last {session.skipped} steps was not finite "
+        "(skipped). Lower --lr in a new run. "
         f"The checkpoints in {run.checkpoints} are whole."
     )
 
