@@ -1,4 +1,4 @@
-"""Draw held-out accuracy against minutes of training, one line a run, from the metrics that runs leave behind.
+"""Draw held-out accuracy against minutes of training, one line a run, from the metrics of run folders.
 
 python benchmarks/learning_curve.py OUT.png RUN [RUN ...]
 """

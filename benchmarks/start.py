@@ -1,4 +1,4 @@
-"""How long a user waits: for the help text, and from `gradhat train` to the first sampled token. Prints one JSON line.
+"""How long a user waits for the help text, and for the first sampled token. Prints one JSON line.
 
 python benchmarks/start.py [--runs 5]
 """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 from reading import ROOT
 
@@ -44,3 +45,16 @@ def test_every_setting_that_a_page_names_is_one() -> None:
     flags = {flag for c in commands for flag in re.findall(r"--([a-z-]+)", c.partition("#")[0])}
     assert len(flags) > 3
     assert not {flag for flag in flags if flag.replace("-", "_").removeprefix("no_") not in known}
+
+
+def test_the_task_in_the_readme_works(tmp_path: Path) -> None:
+    from gradhat.envs.text.load import load_task
+    from gradhat.envs.text.task import check, judge
+
+    blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    ((name, source),) = blocks
+    (tmp_path / name).write_text(source)
+    task = load_task(f"{tmp_path / name}:MyTask")
+    check(task)
+    question = task.question(3)
+    assert judge(task, question, question.answer[:2]).reward == 0.5
