@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from toy import LOGITS, Recorder, Softmax, batch, batches, exact_gradient, expected_gradient, objective
 
+from gradhat.algorithms import grpo
 from gradhat.algorithms.ascend import Optimizer
+from gradhat.algorithms.grpo_family import FAMILY
 from gradhat.algorithms.reinforce import Settings, credit, init, update
 from gradhat.policies.policy import Policy
 from gradhat.trajectories import Trajectories
@@ -68,6 +70,27 @@ def test_decay_one_is_no_baseline() -> None:
     for _ in range(3):
         _, baseline = credit(Settings(decay=1.0), baseline, batch((0, 1), (2, 0), TABLE))
     assert baseline == 0.0
+
+
+def test_without_memory_it_is_the_row_of_the_group_family() -> None:
+    """Where the reward comes with the last step: before it, the page credits what follows, the row everything."""
+    mixed = batch((0, 0, 1, 1), (0, 2, 1, 2), TABLE)
+    last = mixed.mask & ~torch.nn.functional.pad(mixed.mask[:, 1:], (0, 1))
+    trajectories = replace(mixed, rewards=torch.where(last, mixed.rewards, 0))
+    row, settings = FAMILY["reinforce"], grpo.Settings(length=2)
+    gradients: list[Tensor] = []
+    for learn in (
+        lambda policy, recorder: update(policy, recorder, credit(Settings(), init(), trajectories)[0]),
+        lambda policy, recorder: grpo.update(
+            policy, recorder, grpo.credit(row, settings, trajectories), row, settings
+        ),
+    ):
+        policy = Softmax()
+        recorder = Recorder(policy.module)
+        learn(policy, recorder)
+        gradients.append(recorder.gradient["logits"])
+    assert gradients[0].abs().max() > 0.1
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-15)
 
 
 def test_micro_batches_and_the_order_of_rows_change_nothing() -> None:

@@ -10,7 +10,7 @@ def first_light() -> TrainConfig:
     """
     return TrainConfig(
         task="arithmetic:operations=+-*,digits=1",
-        num_steps=60,
+        num_steps=90,
         max_new_tokens=16,
         lr=3e-5,
         checkpoint_every=20,
