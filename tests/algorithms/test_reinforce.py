@@ -73,7 +73,7 @@ def test_decay_one_is_no_baseline() -> None:
 
 
 def test_without_memory_it_is_the_row_of_the_group_family() -> None:
-    """Where the reward comes with the last step: before it, the page credits what follows, the row everything."""
+    """Where rewards come with the last step: elsewhere the page credits what follows, the row everything."""
     mixed = batch((0, 0, 1, 1), (0, 2, 1, 2), TABLE)
     last = mixed.mask & ~torch.nn.functional.pad(mixed.mask[:, 1:], (0, 1))
     trajectories = replace(mixed, rewards=torch.where(last, mixed.rewards, 0))
