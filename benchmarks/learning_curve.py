@@ -13,6 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 INK, GREY = "#1b1b1b", "#8a8a8a"
+LABEL_GAP = 0.06
+"""Least distance of two labels, as a share of the height."""
 LINES = ("#1f5fbf", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7")
 
 
@@ -26,26 +28,28 @@ def curve(run: Path) -> tuple[list[float], list[float], list[float], list[float]
             found = (minutes, row["held_out/accuracy"], row["held_out/low"], row["held_out/high"])
             for column, value in zip(columns, found, strict=True):
                 column.append(value)
+    # The measurement after the last step has more samples than the one in it.
+    after = json.loads((run / "summary.json").read_text())["after"]
+    for column, key in zip(columns[1:], ("accuracy", "low", "high"), strict=True):
+        column[-1] = after[f"held_out/{key}"]
     return columns
 
 
 def draw(out: Path, runs: list[Path]) -> None:
     """Write the picture."""
     figure, axes = plt.subplots(figsize=(7.2, 3.8), dpi=150)
+    ends: list[tuple[float, str, str]] = []
     for run, colour in zip(runs, LINES, strict=False):
         minutes, accuracy, low, high = curve(run)
         seed = json.loads((run / "config.json").read_text())["seed"]
         axes.fill_between(minutes, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.plot(minutes, accuracy, color=colour, linewidth=1.8, marker="o", markersize=3.5)
-        axes.annotate(
-            f"seed {seed}: {accuracy[-1]:.2f}",
-            (minutes[-1], accuracy[-1]),
-            xytext=(8, 12 * (runs.index(run) - (len(runs) - 1) / 2)),
-            textcoords="offset points",
-            color=colour,
-            fontsize=9,
-            va="center",
-        )
+        ends.append((accuracy[-1], f"seed {seed}: {accuracy[-1]:.2f}", colour))
+    height = 1.0
+    for accuracy_at_end, label, colour in sorted(ends, reverse=True):
+        height = min(accuracy_at_end, height - LABEL_GAP)
+        where = {"xy": (1.02, height), "xycoords": axes.get_yaxis_transform()}
+        axes.annotate(label, **where, color=colour, fontsize=9, va="center", annotation_clip=False)
     config = json.loads((runs[0] / "config.json").read_text())
     axes.set_title(
         f"{config['task']}: held-out accuracy at temperature 1", fontsize=10, color=INK, loc="left"
