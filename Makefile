@@ -67,7 +67,7 @@ lint: setup ## look for mistakes with ruff
 	$(BIN)/ruff check .
 
 types: setup ## check the types of src/ with pyright, strict
-	$(BIN)/pyright
+	$(BIN)/pyright --project .
 
 clean: ## remove .venv and the caches; runs and the model stay
 	rm -rf .venv build .pytest_cache .ruff_cache .hypothesis src/*.egg-info
