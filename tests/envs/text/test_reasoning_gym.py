@@ -432,7 +432,7 @@ def test_every_task_checks_itself_and_pays_for_no_junk(name: str) -> None:
     question = task.question(7)
     for text in [*junk, "[" * 3000, "9" * 5000, "A" * 3000]:
         verdict = judge(task, question, text)
-        assert verdict.reward == 0.0, (text, question.answer)
+        assert verdict.reward == (text == question.answer), (text, question.answer)
         assert "no verdict" not in verdict.why
     task._worker.stop()
     again._worker.stop()

@@ -94,9 +94,12 @@ class Worker:
             reply = json.loads(_read_line(process.stdout.fileno(), seconds))
             if not isinstance(reply, dict) or reply.pop("id", None) != self._num_requests:
                 raise WorkerLost("it answered something else")
-        except (BrokenPipeError, ValueError, RecursionError) as error:
+        except BrokenPipeError as error:
             self.stop()
             raise WorkerLost("it broke off") from error
+        except (ValueError, RecursionError) as error:
+            self.stop()
+            raise WorkerLost("it answered something else") from error
         except BaseException:
             self.stop()
             raise
