@@ -24,29 +24,6 @@ CLOCKS = ("step_time", "tokens_per_second", "time/")
 
 
 @pytest.fixture(scope="module")
-def config(tiny_model: Path, letters_task: str) -> TrainConfig:
-    return TrainConfig(
-        task=letters_task,
-        model=str(tiny_model),
-        num_steps=6,
-        num_prompts=2,
-        group_size=4,
-        max_new_tokens=8,
-        lr=1e-3,
-        lr_warmup_steps=5,
-        max_replacements=2,
-        eval_every=3,
-        eval_questions=4,
-        eval_samples=2,
-        final_questions=6,
-        final_samples=2,
-        checkpoint_every=2,
-        num_threads=1,
-        dtype="float32",
-    )
-
-
-@pytest.fixture(scope="module")
 def straight(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps that nothing disturbs."""
     return start(config, tmp_path_factory.mktemp("straight") / "run")

@@ -26,24 +26,12 @@ def explained() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def seen(tiny_model: Path, letters_task: str, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+def seen(config: TrainConfig, letters_task: str, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Return the keys of runs that between them have a reference, a curriculum and a moving average."""
-    config = TrainConfig(
-        task=letters_task,
-        model=str(tiny_model),
-        num_steps=2,
-        num_prompts=2,
-        group_size=4,
-        max_new_tokens=8,
-        eval_every=1,
-        eval_questions=2,
-        final_questions=2,
-        num_threads=1,
-        dtype="float32",
-    )
-    with_reference = replace(config, algorithm="grpo", kl_coef=0.1, curriculum=(letters_task,))
+    short = replace(config, num_steps=2, eval_every=1)
+    with_reference = replace(short, algorithm="grpo", kl_coef=0.1, curriculum=(letters_task,))
     keys: set[str] = set()
-    for i, made in enumerate((with_reference, replace(config, algorithm="reinforce"))):
+    for i, made in enumerate((with_reference, replace(short, algorithm="reinforce"))):
         path = tmp_path_factory.mktemp("metrics") / str(i)
         session = loop.prepare(made)
         with RunFolder.create(path, made) as run:

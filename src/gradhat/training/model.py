@@ -54,7 +54,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep the large blocks that tensors free, instead of giving each back to the system.
 
     Every step allocates the same blocks again, and taking them from the system costs a page fault per 4 KiB:
-    a fifth of the time of a training pass here (benchmarks/RESULTS.md). Does nothing where there is no glibc.
+    a fifth of the time of a training pass here (docs/log.md). Does nothing where there is no glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -12,7 +12,7 @@ from torch import Tensor
 
 SHORT = 512
 """Up to this many keys the scores fit in the cache, and plain products with their plain gradient are 7 times
-faster on a processor than the fused kernel's backward (benchmarks/RESULTS.md). Beyond it the fused kernel
+faster on a processor than the fused kernel's backward (docs/log.md). Beyond it the fused kernel
 saves the memory."""
 
 
