@@ -1,8 +1,10 @@
 """What the tests share: a language model small enough that a training step takes milliseconds."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 TEMPLATE = (
@@ -113,3 +115,11 @@ class Letters:
 """
     )
     return f"{file}:Letters"
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Call the maths as users do, without the checker of the shapes in the signatures."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,10 +1,11 @@
 """Errors that a user can fix. Each says what was asked, what was found and what to do.
 
 GradhatError
-├── ConfigError   a recipe, a flag, or two settings that exclude each other
-├── TaskError     a task that raises, hangs, or answers with something that is not a reward
-├── ModelError    a model folder, file or alias that cannot be used
-└── RunError      a run folder that cannot be written, read or resumed
+├── ConfigError     a recipe, a flag, or two settings that exclude each other
+├── TaskError       a task that raises, hangs, or answers with something that is not a reward
+├── ModelError      a model folder, file or alias that cannot be used
+├── EstimatorError  an estimator or a loss of one's own that cannot be examined
+└── RunError        a run folder that cannot be written, read or resumed
 """
 
 
@@ -22,6 +23,10 @@ class TaskError(GradhatError):
 
 class ModelError(GradhatError):
     """A model cannot be found, read or run."""
+
+
+class EstimatorError(GradhatError):
+    """An estimator of one's own is missing, raised, or returned something that is not a finite gradient."""
 
 
 class RunError(GradhatError):

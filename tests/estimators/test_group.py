@@ -116,6 +116,7 @@ def test_a_negative_reward_under_a_mean_scale_is_refused() -> None:
         group.group_mean_scale(torch.tensor([1.0, -1.0]), torch.tensor([0, 0]))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("estimator", [*ALL, group.silent])
 def test_wrong_shapes_are_refused(estimator: Estimator) -> None:
     for rewards, ids in [

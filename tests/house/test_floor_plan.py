@@ -9,7 +9,7 @@ from reading import ROOT, imports
 
 NOUNS = frozenset({"trajectories", "errors"})
 MATHS = frozenset({"exact", "estimators", "losses"})
-FLOOR_0 = NOUNS | MATHS | {"viewer"}
+FLOOR_0 = NOUNS | MATHS | {"shapes", "intervals", "viewer"}
 FLOOR_1 = frozenset({"policies", "envs"})
 FLOOR_2 = frozenset({"rollouts", "algorithms"})
 FLOOR_3 = frozenset({"training", "lab"})
@@ -18,9 +18,11 @@ FLOOR_4 = frozenset({"scale", "recipes"})
 DOORS: dict[str, frozenset[str]] = {
     "trajectories": NOUNS,
     "errors": NOUNS,
-    "exact": frozenset(),
-    "estimators": frozenset(),
-    "losses": frozenset(),
+    "shapes": frozenset(),
+    "intervals": frozenset(),
+    "exact": frozenset({"shapes"}),
+    "estimators": frozenset({"shapes"}),
+    "losses": frozenset({"shapes"}),
     "viewer": frozenset(),
     "policies": NOUNS,
     "envs": NOUNS | {"exact"},
@@ -72,8 +74,9 @@ def forbidden(module: str, path: str, at_import: bool) -> str | None:
 
 def forbidden_package(room: str, package: str) -> str | None:
     """Return why `room` may not import a package that is not gradhat, or None when it may."""
-    if room in MATHS and package not in {"torch", "numpy"} and package not in sys.stdlib_module_names:
-        return f"{room} needs torch, numpy and the standard library only"
+    maths = room in MATHS or room == "shapes"
+    if maths and package not in {"torch", "numpy", "jaxtyping"} and package not in sys.stdlib_module_names:
+        return f"{room} needs torch, numpy, jaxtyping and the standard library only"
     if room == "viewer" and package == "torch":
         return "the viewer never imports torch"
     return None
@@ -141,6 +144,7 @@ def test_a_wrong_door_is_found(tmp_path: Path, file: str, source: str) -> None:
             "policies/language/policy.py",
             "from gradhat.trajectories import Trajectories\nfrom .chat import Chat",
         ),
+        ("losses/reduce.py", "from gradhat.shapes import zero_one\nfrom jaxtyping import Float"),
         ("envs/tabular.py", "from gradhat.exact.mdp import MDP\nimport gymnasium"),
         (
             "algorithms/grpo.py",

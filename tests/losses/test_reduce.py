@@ -1,4 +1,4 @@
-"""Weights per step: by hand, under micro-batching, in expectation on a toy language, against TRL's losses.
+"""Weights per step: by hand, in parts and in any order, in expectation on a toy language.
 
 The toy language has three tokens and at most two per sequence; token 0 ends. With seven sequences, every
 expectation over |D| independent samples is a finite sum.
@@ -13,9 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from surrogates import ALL as SURROGATES
 from torch import Tensor
 
-from gradhat.estimators import group, kl, ratios
+from gradhat.estimators import group, ratios
 from gradhat.losses import reduce, surrogate
 
 F64 = torch.float64
@@ -27,6 +28,7 @@ ALL: list[Weights] = [
     partial(reduce.per_token, num_tokens=6),
     partial(reduce.per_sequence, num_sequences=4),
     partial(reduce.constant, num_sequences=4, length=5),
+    partial(reduce.per_group, group_tokens=torch.tensor([4, 4, 2, 2]), num_groups=2),
 ]
 
 # --- by hand -----------------------------------------------------------------------------------------------
@@ -39,6 +41,7 @@ ALL: list[Weights] = [
         (ALL[1], [1 / 6, 1 / 6, 0, 1 / 6]),
         (ALL[2], [1 / 12, 1 / 4, 0, 1 / 8]),  # the empty sequence counts among the four
         (ALL[3], [1 / 20, 1 / 20, 0, 1 / 20]),
+        (ALL[4], [1 / 8, 1 / 8, 0, 1 / 4]),
     ],
 )
 def test_values_by_hand(weights: Weights, per_row: list[float]) -> None:
@@ -62,13 +65,6 @@ def test_the_dtype_of_a_floating_mask_is_kept(weights: Weights) -> None:
 # --- errors ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weights", ALL)
-def test_advantages_passed_as_the_mask_are_refused(weights: Weights) -> None:
-    for wrong in (torch.tensor([[0.5, -1.0]]), torch.tensor([[1, 2]]), torch.tensor([[1.0, math.nan]])):
-        with pytest.raises(ValueError, match=r"^mask with values .*not their advantages"):
-            weights(wrong)
-
-
 @pytest.mark.parametrize("count", [0, -3])
 def test_a_count_that_is_not_positive_is_refused(count: int) -> None:
     for weights, name in [
@@ -77,53 +73,85 @@ def test_a_count_that_is_not_positive_is_refused(count: int) -> None:
         (partial(reduce.per_sequence, num_sequences=count), "num_sequences"),
         (partial(reduce.constant, num_sequences=count, length=5), "num_sequences"),
         (partial(reduce.constant, num_sequences=5, length=count), "length"),
+        (partial(reduce.per_group, group_tokens=torch.full((4,), 9), num_groups=count), "num_groups"),
     ]:
         with pytest.raises(ValueError, match=f"^{name}={count}: "):
             weights(MASK)
 
 
-# --- micro-batches and masks -------------------------------------------------------------------------------
+@pytest.mark.parametrize("weights", ALL)
+@pytest.mark.parametrize("shape", [(4,), (2, 4, 3)])
+def test_a_mask_of_another_shape_is_named(weights: Weights, shape: tuple[int, ...], unchecked: None) -> None:
+    with pytest.raises(ValueError, match=rf"^mask \({', '.join(map(str, shape))},?\): .*\[B, T\]"):
+        weights(torch.ones(shape))
+
+
+def test_group_tokens_are_checked(unchecked: None) -> None:
+    with pytest.raises(ValueError, match=r"^group_tokens \(4, 1\) with mask \(4, 4\)"):
+        reduce.per_group(MASK, torch.full((4, 1), 9), num_groups=2)
+    with pytest.raises(ValueError, match=r"^group_tokens \(3,\) with mask \(4, 4\)"):
+        reduce.per_group(MASK, torch.full((3,), 9), num_groups=2)
+    with pytest.raises(ValueError, match=r"^group_tokens\[3\]=1 with 2 own steps .*whole group"):
+        reduce.per_group(MASK, torch.tensor([4, 4, 0, 1]), num_groups=2)
+
+
+# --- parts, order, masks -----------------------------------------------------------------------------------
 
 
 def ragged_mask(lengths: list[int]) -> Tensor:
     return torch.arange(max([*lengths, 1])) < torch.tensor(lengths)[:, None]
 
 
-def counted(lengths: list[int]) -> list[Weights]:
-    """The four reductions with the counts of the whole step."""
-    return [
-        partial(reduce.per_trajectory, num_trajectories=len(lengths)),
-        partial(reduce.per_token, num_tokens=max(sum(lengths), 1)),
-        partial(reduce.per_sequence, num_sequences=len(lengths)),
-        partial(reduce.constant, num_sequences=len(lengths), length=7),
-    ]
+WeightsOf = Callable[[Tensor, Tensor], Tensor]
 
 
-few = settings(max_examples=40, deadline=None, derandomize=True)
+def tokens_of_groups(lengths: list[int], ids: list[int]) -> Tensor:
+    """The number of own steps in each trajectory's group, counted by hand."""
+    return torch.tensor([sum(n for n, i in zip(lengths, ids, strict=True) if i == own) for own in ids])
+
+
+def counted(lengths: list[int], ids: list[int]) -> dict[str, WeightsOf]:
+    """The five reductions with the counts of the whole step, as functions of (mask of a part, its rows)."""
+    size, group_tokens = len(lengths), tokens_of_groups(lengths, ids)
+    return {
+        "per_trajectory": lambda mask, _: reduce.per_trajectory(mask, num_trajectories=size),
+        "per_token": lambda mask, _: reduce.per_token(mask, num_tokens=max(sum(lengths), 1)),
+        "per_sequence": lambda mask, _: reduce.per_sequence(mask, num_sequences=size),
+        "constant": lambda mask, _: reduce.constant(mask, num_sequences=size, length=7),
+        "per_group": lambda mask, rows: reduce.per_group(mask, group_tokens[rows], num_groups=len(set(ids))),
+    }
+
+
+few = settings(max_examples=50, deadline=None, derandomize=True)
+trajectories = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=7)
 
 
 @few
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=7), st.integers(0, 10**6), st.data())
-def test_splitting_into_micro_batches_changes_nothing(
-    lengths: list[int], seed: int, data: st.DataObject
+@given(trajectories, st.integers(0, 10**6), st.data())
+def test_parts_in_any_order_add_up_to_the_whole(
+    drawn: list[tuple[int, int]], seed: int, data: st.DataObject
 ) -> None:
+    # A part is a micro-batch of a rank: any rows of the batch, in any order.
+    lengths, ids = (list(column) for column in zip(*drawn, strict=True))
+    order = torch.tensor(data.draw(st.permutations(range(len(lengths)))))
     cuts = data.draw(st.lists(st.integers(0, len(lengths)), max_size=3).map(sorted))
-    parts = [slice(a, b) for a, b in itertools.pairwise([0, *cuts, len(lengths)]) if a < b]
+    parts = [order[a:b] for a, b in itertools.pairwise([0, *cuts, len(lengths)]) if a < b]
     mask = ragged_mask(lengths)
     random = torch.Generator().manual_seed(seed)
     logp, old, adv = (torch.randn(mask.shape, generator=random, dtype=F64) for _ in range(3))
 
-    def loss(at: slice, weights: Weights, x: Tensor) -> Tensor:
-        objective = surrogate.clipped(ratios.token(x[at], old[at], mask[at]), adv[at], low=0.2, high=0.2)
-        return -(weights(mask[at].to(F64)) * objective).sum()
+    def loss(rows: Tensor, weights: WeightsOf, x: Tensor) -> Tensor:
+        log_ratio = ratios.token(x[rows], old[rows], mask[rows])
+        objective = surrogate.clipped(log_ratio, adv[rows], low=0.2, high=0.2)
+        return -(weights(mask[rows].to(F64), rows) * objective).sum()
 
-    for weights in counted(lengths):
+    for weights in counted(lengths, ids).values():
         whole, pieces = logp.clone().requires_grad_(), logp.clone().requires_grad_()
-        at_once = loss(slice(None), weights, whole)
+        at_once = loss(torch.arange(len(lengths)), weights, whole)
         at_once.backward()
         summed = 0.0
-        for part in parts:
-            piece = loss(part, weights, pieces)
+        for rows in parts:
+            piece = loss(rows, weights, pieces)
             piece.backward()
             summed += piece.item()
         assert summed == pytest.approx(at_once.item(), abs=1e-13)
@@ -131,6 +159,41 @@ def test_splitting_into_micro_batches_changes_nothing(
 
 
 @few
+@given(trajectories)
+def test_what_counts_the_same(drawn: list[tuple[int, int]]) -> None:
+    lengths, ids = (list(column) for column in zip(*drawn, strict=True))
+    mask = ragged_mask(lengths).to(F64)
+    rows = {
+        name: weights(mask, torch.arange(len(ids))).sum(-1) for name, weights in counted(lengths, ids).items()
+    }
+    own = torch.tensor(lengths, dtype=F64)
+
+    def equal(found: Tensor, expected: Tensor) -> None:
+        torch.testing.assert_close(found, expected, atol=1e-14, rtol=0)
+
+    equal(rows["per_trajectory"] * len(ids), own)  # a step as much as in the score of its trajectory
+    equal(rows["constant"] * len(ids) * 7, own)
+    equal(rows["per_token"] * max(sum(lengths), 1), own)  # each token: together 1
+    equal(rows["per_sequence"] * len(ids), (own > 0).to(F64))  # each answer
+    for prompt in set(ids):  # each prompt
+        member = torch.tensor([i == prompt for i in ids])
+        answered = float(own[member].sum() > 0)
+        equal(rows["per_group"][member].sum() * len(set(ids)), torch.tensor(answered, dtype=F64))
+
+
+@few
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
+def test_one_prompt_is_per_token_and_one_answer_per_prompt_is_per_sequence(lengths: list[int]) -> None:
+    mask, size = ragged_mask(lengths).to(F64), len(lengths)
+    rows = torch.arange(size)
+    one, each = counted(lengths, [0] * size), counted(lengths, list(range(size)))
+    torch.testing.assert_close(one["per_group"](mask, rows), one["per_token"](mask, rows), atol=0, rtol=1e-15)
+    torch.testing.assert_close(
+        each["per_group"](mask, rows), each["per_sequence"](mask, rows), atol=0, rtol=1e-15
+    )
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     st.lists(st.integers(0, 4), min_size=1, max_size=5),
     st.integers(0, 10**6),
@@ -138,23 +201,21 @@ def test_splitting_into_micro_batches_changes_nothing(
 )
 def test_masked_steps_get_zero_gradient_and_touch_nothing(lengths: list[int], seed: int, junk: float) -> None:
     mask = ragged_mask([*lengths, max(lengths) + 1])
-    lengths = mask.sum(-1).tolist()
+    lengths, size = mask.sum(-1).tolist(), len(mask)
     random = torch.Generator().manual_seed(seed)
     clean, old, adv = (torch.randn(mask.shape, generator=random) for _ in range(3))
     dirty = torch.where(mask, clean, torch.full_like(clean, junk))
     dirty_old = torch.where(mask, old, torch.full_like(old, -junk))
-    objectives = [
-        surrogate.reinforce,
-        surrogate.importance_weighted,
-        partial(surrogate.clipped, low=0.2, high=0.2),
-    ]
     for ratio, objective, weights in itertools.product(
-        [ratios.on_policy, ratios.token, ratios.sequence], objectives, counted(lengths)
+        [ratios.on_policy, ratios.token, ratios.sequence],
+        SURROGATES.values(),
+        counted(lengths, [i % 2 for i in range(size)]).values(),
     ):
         values: list[Tensor] = []
         for source, source_old in ((clean, old), (dirty, dirty_old)):
             logp = source.clone().requires_grad_()
-            loss = -(weights(mask) * objective(ratio(logp, source_old, mask), adv)).sum()
+            weight = weights(mask, torch.arange(size))
+            loss = -(weight * objective(ratio(logp, source_old, mask), adv)).sum()
             loss.backward()
             assert logp.grad is not None and not logp.grad[~mask].any()
             values += [loss.detach(), logp.grad]
@@ -200,12 +261,12 @@ Baseline = Callable[[Tensor, Tensor], Tensor]
 def expected_gradient(
     size: int, weights: Callable[[Tensor], Tensor], baseline: Baseline = group.none
 ) -> Tensor:
-    """E ĝ over all 7^size batches. `weights` maps the masks `[N, size, 2]` of all batches to weights."""
+    """E ĝ over all 7^size batches. `weights` maps the masks `[N * size, 2]` of all batches to weights."""
     drawn = torch.tensor(list(itertools.product(range(7), repeat=size)))  # [N, size]
     rows = drawn.flatten()
     ids = torch.arange(len(drawn)).repeat_interleave(size)
     adv = REWARD[rows] - baseline(REWARD[rows], ids)
-    weight = weights(LANGUAGE_MASK[drawn].to(F64)).view(-1, 2)
+    weight = weights(LANGUAGE_MASK[rows].to(F64))
 
     def surrogate_of(table: Tensor) -> Tensor:
         logp = step_logp(table)
@@ -258,8 +319,7 @@ def test_the_mean_of_means_follows_another_objective() -> None:
 def test_the_mean_over_tokens_is_a_ratio_and_biased() -> None:
     # Every batch of two has its own number of tokens: the expectation of a quotient, in a double loop.
     def weights(mask: Tensor) -> Tensor:
-        each = [reduce.per_token(m, num_tokens=int(m.sum())) for m in mask]
-        return torch.stack(each)
+        return torch.cat([reduce.per_token(m, num_tokens=int(m.sum())) for m in mask.split(2)])
 
     found = expected_gradient(2, weights)
     chance = step_logp(TABLE).sum(-1).exp()
@@ -276,83 +336,7 @@ def test_the_mean_over_tokens_is_a_ratio_and_biased() -> None:
 
 def test_the_mean_over_padded_steps_is_not_one_over_d() -> None:
     # `.mean()` of a padded [2, 2] tensor divides by 4 where the formula says |D| = 2.
-    padded = expected_gradient(2, lambda mask: mask / mask[0].numel())
+    padded = expected_gradient(2, lambda mask: mask / mask[:2].numel())
     torch.testing.assert_close(padded, exact_gradient() / 2, atol=1e-12, rtol=0)
     ours = expected_gradient(2, lambda mask: reduce.per_trajectory(mask, num_trajectories=2))
     assert (ours - padded).abs().max() > 0.01
-
-
-# --- TRL as an oracle --------------------------------------------------------------------------------------
-# Restated from TRL 1.16.0, trl/trainer/grpo_trainer.py, by line: advantages 2765-2787, log-ratio 3083-3095,
-# k3 3100-3102, clipping 3113-3120, grpo 3154-3157, dr_grpo 3164-3167, dapo 3170-3173.
-
-
-def trl_advantages(rewards: Tensor, size: int) -> Tensor:
-    table = rewards.view(-1, size)
-    centred = table - table.mean(1, keepdim=True)
-    return (centred / (table.std(1, keepdim=True) + 1e-4)).flatten()
-
-
-def trl_step_loss(
-    logp: Tensor, old: Tensor, ref: Tensor, adv: Tensor, mask: Tensor, beta: float, level: str
-) -> Tensor:
-    log_ratio = logp - old
-    if level == "sequence":
-        log_ratio = ((log_ratio * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).unsqueeze(-1)
-    ratio = log_ratio.exp()
-    kept = torch.clamp(ratio, 1 - 0.2, 1 + 0.28)
-    loss = -torch.min(ratio * adv[:, None], kept * adv[:, None])
-    return loss + beta * (torch.exp(ref - logp) - (ref - logp) - 1)
-
-
-def trl_loss(kind: str, step_loss: Tensor, mask: Tensor, accumulation: int, num_items: int) -> Tensor:
-    """One micro-batch of `accumulation`; the step's loss is the sum over them."""
-    if kind == "grpo":
-        return ((step_loss * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean() / accumulation
-    if kind == "dr_grpo":
-        return (step_loss * mask).sum() / (step_loss.size(0) * 9) / accumulation
-    return (step_loss * mask).sum() / num_items
-
-
-@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "dapo"])
-@pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("beta", [0.0, 0.04])
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_equals_trl(kind: str, level: str, beta: float, accumulation: int, seed: int) -> None:
-    num_groups, size, length = 3, 4, 9
-    total = num_groups * size
-    random = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(0, length + 1, (total,), generator=random)
-    mask = (torch.arange(length) < lengths[:, None]).to(F64)
-    logp, noise, drift = (torch.randn(total, length, generator=random, dtype=F64) for _ in range(3))
-    old, ref = logp + 0.3 * noise, logp + 0.5 * drift
-    rewards = torch.randint(0, 3, (total,), generator=random).to(F64)
-    rewards[:size] = 0.7  # a silent group
-    ids = torch.arange(num_groups).repeat_interleave(size)
-
-    ours = logp.clone().requires_grad_()
-    adv = (rewards - group.group_mean(rewards, ids)) / group.group_std(rewards, ids)
-    ratio = ratios.token if level == "token" else ratios.sequence
-    objective = surrogate.clipped(ratio(ours, old, mask), adv[:, None], low=0.2, high=0.28)
-    weights: dict[str, Tensor] = {
-        "grpo": reduce.per_sequence(mask, num_sequences=total),
-        "dr_grpo": reduce.constant(mask, num_sequences=total, length=length),
-        "dapo": reduce.per_token(mask, num_tokens=int(mask.sum())),
-    }
-    loss = -(weights[kind] * (objective - beta * kl.k3(ours, ref))).sum()
-    loss.backward()
-
-    theirs = logp.clone().requires_grad_()
-    their_adv = trl_advantages(rewards, size)
-    their_loss = torch.zeros((), dtype=F64)
-    for rows in torch.arange(total).chunk(accumulation):
-        step_loss = trl_step_loss(
-            theirs[rows], old[rows], ref[rows], their_adv[rows], mask[rows], beta, level
-        ).expand(-1, length)
-        their_loss = their_loss + trl_loss(kind, step_loss, mask[rows], accumulation, int(mask.sum()))
-    their_loss.backward()
-
-    assert loss.item() == pytest.approx(their_loss.item(), abs=1e-10)
-    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-10, rtol=0)
-    assert ours.grad is not None and ours.grad.abs().max() > 1e-3

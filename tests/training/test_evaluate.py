@@ -12,7 +12,6 @@ from gradhat.training.evaluate import (
     accuracy_interval,
     mean_interval,
     pass_at_k,
-    student_t,
     wilson,
 )
 from gradhat.trajectories import Record, Verdict
@@ -55,11 +54,6 @@ def test_the_interval_covers_the_truth_when_questions_differ() -> None:
         naive += ignorant.low <= 0.5 <= ignorant.high
     assert 0.93 <= hits / trials <= 0.975
     assert naive / trials < 0.85
-
-
-def test_the_quantile_of_student_is_within_a_percent() -> None:
-    for freedom in range(1, 60):
-        assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
 
 
 def test_the_mean_of_groups_has_the_t_interval() -> None:

@@ -11,6 +11,7 @@ VERBS = {
     "recipes": ("gradhat.cli.recipes", "list the recipes"),
     "eval": ("gradhat.cli.eval", "measure a run or a model on held-out questions"),
     "chat": ("gradhat.cli.chat", "talk to a run or a model"),
+    "lab": ("gradhat.cli.lab", "measure what estimators and algorithms estimate, exactly"),
     "play": ("gradhat.cli.play", "answer a task's questions yourself"),
 }
 """Verb: module with `main(argv)`, and one line for the help."""

@@ -12,6 +12,7 @@ mean equal to that reward to the last bit: its advantages are exactly zero, what
 from typing import NamedTuple, cast
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 SCALE_EPS = 1e-4
@@ -26,7 +27,7 @@ class _Groups(NamedTuple):
     num_groups: int
 
 
-def none(rewards: Tensor, group: Tensor) -> Tensor:
+def none(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Return the baseline 0. The estimate is unbiased; its variance is that of the raw rewards.
 
     Source: Williams 1992, REINFORCE.
@@ -35,7 +36,7 @@ def none(rewards: Tensor, group: Tensor) -> Tensor:
     return torch.zeros_like(rewards)
 
 
-def group_mean(rewards: Tensor, group: Tensor) -> Tensor:
+def group_mean(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Return the mean reward of each trajectory's group, itself included.
 
     Source: Shao et al. 2024 (DeepSeekMath), section 4.1.2. Assumes independent samples of one prompt. The
@@ -47,7 +48,7 @@ def group_mean(rewards: Tensor, group: Tensor) -> Tensor:
     return lowest + _sum(rewards - lowest, groups) / groups.size.to(rewards.dtype)
 
 
-def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
+def leave_one_out(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Return the mean reward of the *other* members of each trajectory's group.
 
     Source: Kool et al. 2019; Ahmadian et al. 2024 (RLOO). Unbiased for independent samples of one prompt.
@@ -64,7 +65,7 @@ def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
     return lowest + (_sum(above, groups) - above) / (groups.size - 1).to(rewards.dtype)
 
 
-def batch_mean(rewards: Tensor, group: Tensor) -> Tensor:
+def batch_mean(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Return the mean reward of the whole batch, for every trajectory.
 
     Source: Hu et al. 2025 (REINFORCE++). It contains the sample's own reward, so the expected gradient is
@@ -74,13 +75,15 @@ def batch_mean(rewards: Tensor, group: Tensor) -> Tensor:
     return group_mean(rewards, torch.zeros_like(group))
 
 
-def no_scale(rewards: Tensor, group: Tensor) -> Tensor:
+def no_scale(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Return the divisor 1: advantages keep the unit of the rewards (Liu et al. 2025, Dr. GRPO)."""
     _groups(rewards, group)
     return torch.ones_like(rewards)
 
 
-def group_std(rewards: Tensor, group: Tensor, *, eps: float = SCALE_EPS) -> Tensor:
+def group_std(
+    rewards: Float[Tensor, " B"], group: Int[Tensor, " B"], *, eps: float = SCALE_EPS
+) -> Float[Tensor, " B"]:
     """Return the standard deviation of the rewards of each trajectory's group, plus `eps`.
 
     Source: Shao et al. 2024, section 4.1.2, which leaves the kind of deviation open. Here it is the
@@ -100,7 +103,9 @@ def group_std(rewards: Tensor, group: Tensor, *, eps: float = SCALE_EPS) -> Tens
     return (_sum(centred.square(), groups) / (groups.size - 1).to(rewards.dtype)).sqrt() + eps
 
 
-def batch_std(rewards: Tensor, group: Tensor, *, eps: float = SCALE_EPS) -> Tensor:
+def batch_std(
+    rewards: Float[Tensor, " B"], group: Int[Tensor, " B"], *, eps: float = SCALE_EPS
+) -> Float[Tensor, " B"]:
     """Return the sample standard deviation of all rewards of the batch, plus `eps`, for every trajectory.
 
     Source: Hu et al. 2025 (REINFORCE++). One divisor for all prompts: they keep their relative weight.
@@ -110,7 +115,7 @@ def batch_std(rewards: Tensor, group: Tensor, *, eps: float = SCALE_EPS) -> Tens
     return group_std(rewards, torch.zeros_like(group), eps=eps)
 
 
-def group_mean_scale(rewards: Tensor, group: Tensor) -> Tensor:
+def group_mean_scale(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Return the mean reward of each trajectory's group, and 1 where that mean is 0 (no success).
 
     Source: Tajwar et al. 2026 (MaxRL). With rewards 0 or 1, success rate p and the baseline `group_mean`
@@ -127,7 +132,7 @@ def group_mean_scale(rewards: Tensor, group: Tensor) -> Tensor:
     return torch.where(mean > 0, mean, torch.ones_like(mean))
 
 
-def silent(rewards: Tensor, group: Tensor) -> Tensor:
+def silent(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
     """Return bool `[B]`: true where all rewards of the trajectory's group are equal.
 
     Such a group has no advantage under a group baseline, hence no gradient. A group of size 1 is silent.

@@ -1,0 +1,169 @@
+"""`gradhat lab algorithm`: a page of `algorithms/` as the trainer runs it. What is E[update]?
+
+Every batch goes through the page's own `credit` and `update`, on a tabular policy, with plain gradient ascent
+as the optimiser. The estimate is the change of θ divided by the learning rate and the number of passes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from gradhat.algorithms import grpo, reinforce
+from gradhat.algorithms.ascend import Step
+from gradhat.algorithms.grpo_family import FAMILY
+from gradhat.errors import ConfigError
+from gradhat.estimators.group import silent
+from gradhat.exact.enumerate import Batch, Draws
+from gradhat.exact.mdp import softmax_policy
+from gradhat.exact.moments import one_by_one, tabulated
+from gradhat.exact.solve import expected_return
+from gradhat.lab.bias import columns, described, figure, row, sampling_note
+from gradhat.lab.microscope import Finding, Specimen, World, finding, some_draws
+from gradhat.lab.report import Report, Table
+from gradhat.policies.tabular import Logits, TabularPolicy
+from gradhat.trajectories import Trajectories
+
+ALGORITHMS = (*FAMILY, "reinforce_page")
+"""The rows of the group family, and the page of REINFORCE with its moving average."""
+
+Update = Callable[[TabularPolicy, "Ascent", Trajectories], object]
+
+
+@dataclass
+class Ascent:
+    """Plain gradient ascent: θ ← θ + lr · gradient."""
+
+    module: nn.Module
+    lr: float
+    gradient: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def accumulate(self) -> None:
+        """Add the module's gradient to the sum and clear it."""
+        for name, weight in self.module.named_parameters():
+            if weight.grad is not None:
+                self.gradient[name] = self.gradient.get(name, 0) - weight.grad
+                weight.grad = None
+
+    def step(self) -> Step:
+        """Move the parameters and clear the sum."""
+        norm = torch.stack([g.norm() for g in self.gradient.values()]).norm()
+        with torch.no_grad():
+            for name, weight in self.module.named_parameters():
+                weight += self.lr * self.gradient.pop(name)
+        return Step(float(norm), skipped=False)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of an algorithm under the microscope."""
+
+    group_size: int = 4
+    num_groups: int = 1
+    """Start states in a batch."""
+    num_epochs: int = 1
+    """Passes over a batch."""
+    lr: float = 0.1
+    """Of plain gradient ascent; with more than one pass it says how far a batch is followed."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+
+
+def algorithm(name: str, world: World, of: str, settings: Settings) -> Report:
+    """Return what the update of `name` is in expectation, on all batches and as the trainer draws them."""
+    draws = some_draws(world, num_groups=settings.num_groups, group_size=settings.group_size)
+    update = update_of(name, world, settings)
+
+    def change(batch: Batch) -> Tensor:
+        return _change(batch, world, update, settings)
+
+    each = one_by_one(change)
+    changes = torch.cat([each(part) for _, part in draws.batches()])
+    size = settings.num_groups * settings.group_size
+    plain = Specimen(name, "every batch", lambda batch: batch.logp, "group")
+    found = [finding(world, plain, tabulated(changes, draws.probability, draws.exact), size)]
+    if name in FAMILY:
+        refilled = replace(plain, name=f"{name}_refilled", what="silent groups replaced")
+        kept = tabulated(changes, refilled_probability(draws), draws.exact)
+        found.append(finding(world, refilled, kept, size))
+    return Report(
+        question=f"What is the expected update of {name}?",
+        tables=(Table(of, f"{of}: {described(world)}", columns(found), tuple(map(row, found))),),
+        notes=(
+            f"Update = change of θ / (lr · passes), with lr = {settings.lr:g} and {settings.num_epochs} "
+            f"passes over batches of {settings.num_groups} × {settings.group_size} trajectories.",
+            *_sampled(of, found),
+        ),
+        figures={f"algorithm_{name}": figure(of, found)},
+    )
+
+
+def _sampled(of: str, found: list[Finding]) -> list[str]:
+    return [sampling_note(of, found)] if any(f.error for f in found) else []
+
+
+def update_of(name: str, world: World, settings: Settings) -> Update:
+    """Return (policy, optimizer, trajectories) → metrics: the algorithm's page, credit and update."""
+    if name == "reinforce_page":
+        j = float(expected_return(world.mdp, softmax_policy(world.mdp, world.theta)))
+        page = reinforce.Settings()
+        return lambda policy, optimizer, batch: reinforce.update(
+            policy, optimizer, reinforce.credit(page, j, batch)[0]
+        )
+    if name not in FAMILY:
+        raise ConfigError(f"lab algorithm {name}: no such algorithm. Known: {', '.join(ALGORITHMS)}.")
+    family = FAMILY[name]
+    numbers = grpo.Settings(
+        length=_length(world),
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        num_epochs=settings.num_epochs,
+    )
+    return lambda policy, optimizer, batch: grpo.update(
+        policy, optimizer, grpo.credit(family, numbers, batch), family, numbers
+    )
+
+
+def refilled_probability(draws: Draws) -> Tensor:
+    """Return the probability `[M]` of each batch when silent groups are replaced by fresh ones, to the end.
+
+    A batch with a silent group never remains; the others keep their proportions. ConfigError if none is left.
+    """
+    returns = draws.paths.returns()[draws.rows].flatten()
+    group = torch.arange(len(returns)) // draws.group_size
+    kept = ~silent(returns, group).reshape(len(draws.rows), -1).any(1)
+    if not bool(kept.any()):
+        raise ConfigError(
+            "lab algorithm: found only silent groups: all trajectories of a start pay the same. "
+            "Use another world or a larger --group-size."
+        )
+    probability = torch.where(kept, draws.probability, 0)
+    return probability / probability.sum()
+
+
+def trajectories(batch: Batch) -> Trajectories:
+    """Return a batch as the noun that algorithms take."""
+    paths = batch.paths
+    return Trajectories(
+        observations=[tuple(o) for o in paths.observations.tolist()],
+        actions=paths.actions,
+        mask=paths.mask,
+        logp=batch.logp_old,
+        rewards=paths.rewards,
+        terminated=paths.terminated,
+        truncated=paths.truncated,
+        group=batch.group,
+        version=torch.zeros(len(paths), dtype=torch.long),
+    )
+
+
+def _change(batch: Batch, world: World, update: Update, settings: Settings) -> Tensor:
+    policy = TabularPolicy(Logits(world.theta))
+    update(policy, Ascent(policy.module, settings.lr), trajectories(batch))
+    moved = policy.module.theta.detach() - world.theta
+    return moved.flatten() / (settings.lr * settings.num_epochs)
+
+
+def _length(world: World) -> int:
+    return world.mdp.num_states if world.paths is None else world.paths.actions.shape[1]

@@ -1,0 +1,162 @@
+"""`gradhat lab bias`: where each estimator points, and what its noise costs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from gradhat.lab.figure import BLUE, FAINT, RED, End, label_ends, label_points, name_axes, panels
+from gradhat.lab.microscope import Finding, Specimen, World, examine
+from gradhat.lab.report import Column, Report, Row, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+UNBIASED = 1e-9
+"""A relative bias below this is rounding."""
+SAMPLES = (16, 256, 4096)
+"""Numbers of trajectories for which the mean squared error is listed."""
+SAME = 0.015
+"""Points nearer than this, in units of ‖∇J‖, share a label."""
+SAME_END = 1.04
+"""Lines whose ends differ by less than this factor share a label."""
+
+COLUMNS = (
+    Column("name", "estimator", ""),
+    Column("what", "credit", ""),
+    Column("norm_ratio", "length", ".4f"),
+    Column("cosine", "cosine", ".5f"),
+    Column("relative_bias", "bias", ".4f"),
+    Column("variance", "variance", ".2f"),
+)
+SAMPLED_COLUMN = Column("error", "±", ".2g")
+"""Shown where some numbers come from a sample."""
+
+
+def bias(worlds: dict[str, World], specimens: dict[str, list[Specimen]], *, group_size: int) -> Report:
+    """Return what each estimator estimates in each world, in batches of `group_size` trajectories."""
+    found = {
+        name: [examine(world, specimen, group_size=group_size) for specimen in specimens[name]]
+        for name, world in worlds.items()
+    }
+    return Report(
+        question="What does each estimator estimate, and how noisily?",
+        tables=tuple(
+            Table(name, f"{name}: {described(worlds[name])}", columns(findings), tuple(map(row, findings)))
+            for name, findings in found.items()
+        ),
+        notes=(
+            f"Batches of {group_size} trajectories. length = ‖Eĝ‖/‖∇J‖, cosine = that between Eĝ and ∇J, "
+            "bias = ‖Eĝ − ∇J‖/‖∇J‖, variance = total variance of ĝ per trajectory in units of ‖∇J‖².",
+            *(sampling_note(name, findings) for name, findings in found.items() if not all_exact(findings)),
+        ),
+        figures={f"bias_{name}": figure(name, findings) for name, findings in found.items()},
+    )
+
+
+def described(world: World) -> str:
+    """Return one line about a world."""
+    mdp = world.mdp
+    number = "too many trajectories to list" if world.paths is None else f"{len(world.paths):,} trajectories"
+    return (
+        f"{mdp.num_states} states, {mdp.num_actions} actions, γ = {mdp.gamma:g}, {number}, "
+        f"‖∇J‖ = {float(world.gradient.norm()):.4g}"
+    )
+
+
+def row(finding: Finding) -> Row:
+    """Return a finding as a row of a table."""
+    errors = {f"mse_{n}": finding.squared_error(n) for n in SAMPLES}
+    return {**asdict(finding), "angle": finding.angle, **errors}
+
+
+def columns(findings: Sequence[Finding]) -> tuple[Column, ...]:
+    """Return the columns that people see."""
+    return COLUMNS if all_exact(findings) else (*COLUMNS, SAMPLED_COLUMN)
+
+
+def all_exact(findings: Sequence[Finding]) -> bool:
+    """Whether every expectation was enumerated."""
+    return all(finding.error == 0 for finding in findings)
+
+
+def sampling_note(name: str, findings: Sequence[Finding]) -> str:
+    """Return the sentence that says which numbers come from a sample."""
+    names = ", ".join(finding.name for finding in findings if finding.error)
+    return (
+        f"{name}: not enumerated but sampled, with ± the root mean squared error of Eĝ in units of ‖∇J‖ in "
+        f"the last column: {names}."
+    )
+
+
+def figure(name: str, findings: Sequence[Finding]) -> "Figure":
+    """Draw where each estimator points, and its error by the number of samples."""
+    drawn, (plane, errors) = panels(2, title=f"Estimators against the exact gradient ({name})", width=5.6)
+    _draw_plane(plane, findings)
+    _draw_errors(errors, findings)
+    return drawn
+
+
+def _draw_plane(ax: "Axes", findings: Sequence[Finding]) -> None:
+    ax.annotate("", (1, 0), (0, 0), arrowprops={"arrowstyle": "-|>", "color": FAINT, "lw": 1.5})
+    known = [f for f in findings if not math.isnan(f.cosine)]
+    points = [(f.norm_ratio * f.cosine, f.norm_ratio * math.sqrt(max(0, 1 - f.cosine**2))) for f in known]
+    ends: list[End] = []
+    for cluster in _clusters(points):
+        x, y = points[cluster[0]]
+        colour = _colour([known[i] for i in cluster])
+        ax.plot([points[i][0] for i in cluster], [points[i][1] for i in cluster], "o", color=colour, ms=5)
+        names = [known[i].name for i in cluster]
+        text = f"{len(names)} unbiased estimators" if colour == BLUE and len(names) > 2 else ", ".join(names)
+        ends.append(End(x, y, text, colour))
+    name_axes(
+        ax,
+        title="E ĝ: the arrow is ∇J",
+        x="along ∇J, in units of ‖∇J‖",
+        y="across ∇J",
+    )
+    ax.margins(x=0.12, y=0.2)
+    label_points(ax, ends)
+
+
+def _clusters(points: Sequence[tuple[float, float]]) -> list[list[int]]:
+    clusters: list[list[int]] = []
+    for i, point in enumerate(points):
+        near = next((c for c in clusters if math.dist(points[c[0]], point) < SAME), None)
+        if near is None:
+            clusters.append([i])
+        else:
+            near.append(i)
+    return clusters
+
+
+def _draw_errors(ax: "Axes", findings: Sequence[Finding]) -> None:
+    numbers = [10 ** (k / 4) for k in range(4, 21)]
+    ends: list[End] = []
+    for f in findings:
+        errors = [f.squared_error(n) for n in numbers]
+        ax.loglog(numbers, errors, color=_colour([f]), lw=1.2)
+        ends.append(End(numbers[-1], errors[-1], f.name, _colour([f])))
+    name_axes(
+        ax,
+        title="Error by the number of samples: blue is unbiased, red keeps a bias",
+        x="trajectories",
+        y="mean squared error / ‖∇J‖²",
+    )
+    label_ends(ax, _joined(ends))
+
+
+def _joined(ends: Sequence[End]) -> list[End]:
+    """Give lines that end together one label."""
+    joined: list[End] = []
+    for end in sorted(ends, key=lambda end: end.y):
+        if joined and end.y < SAME_END * joined[-1].y and end.colour == joined[-1].colour:
+            joined[-1] = joined[-1]._replace(text=f"{joined[-1].text}, {end.text}")
+        else:
+            joined.append(end)
+    return joined
+
+
+def _colour(findings: Sequence[Finding]) -> str:
+    return BLUE if all(f.relative_bias < UNBIASED for f in findings) else RED

@@ -1,0 +1,179 @@
+"""One style for every figure: no box, no legend, no grid; lines and points carry their own names."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#222222"
+FAINT = "#9a9a9a"
+BLUE = "#1f5fa8"
+RED = "#c2402b"
+COLOURS = (BLUE, RED, "#3a8a4d", "#8a5aa8", "#b7791f", "#2a9d9d", "#7a4a2b", "#d0539a", "#5b6b7a", "#8c8c1f")
+"""Told apart in print and by most colour-blind readers, in this order."""
+FONT = 8.5
+PANEL = (4.6, 3.7)
+"""Inches of one panel, labels included."""
+LINE_GAP = 1.25
+"""Distance of two labels, in heights of a letter."""
+NOISE = "variance / ‖∇J‖²: trajectories until noise = ∇J"
+"""Names the axis of a total variance per trajectory: averaged over so many, the noise is as long as ∇J."""
+LEAD = 14
+"""Points between the end of a line and its label."""
+PLACES = tuple(
+    (dx, dy, align)
+    for distance in (1, 2, 3)
+    for dx, dy, align in (
+        (7, 0, "left"),
+        (0, 9 * distance, "center"),
+        (0, -9 * distance, "center"),
+        (7, 8 * distance, "left"),
+        (7, -8 * distance, "left"),
+        (-7, 0, "right"),
+        (-7, 8 * distance, "right"),
+        (-7, -8 * distance, "right"),
+    )
+)
+"""Where the label of a point may stand: offsets in points, tried in this order."""
+
+
+class End(NamedTuple):
+    """A label for the end of a line, in the units of the axes."""
+
+    x: float
+    y: float
+    text: str
+    colour: str
+
+
+def panels(count: int, *, title: str, width: float = PANEL[0]) -> "tuple[Figure, list[Axes]]":
+    """Return a figure with `count` panels side by side."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * count, PANEL[1]), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=FONT + 2, color=INK, fontweight="bold")
+    axes = [figure.add_subplot(1, count, i + 1) for i in range(count)]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(FAINT)
+        ax.tick_params(labelsize=FONT, colors=INK, color=FAINT)
+    return figure, axes
+
+
+def name_axes(ax: "Axes", *, title: str, x: str, y: str) -> None:
+    """Name a panel and its axes."""
+    ax.set_title(title, loc="left", fontsize=FONT + 0.5, color=INK)
+    ax.set_xlabel(x, fontsize=FONT, color=INK)
+    ax.set_ylabel(y, fontsize=FONT, color=INK)
+
+
+def label_ends(ax: "Axes", ends: Sequence[End]) -> None:
+    """Write each label right of its line's end, moved up or down so that none covers another.
+
+    A thin line leads from a label that was moved back to its end. Call it last: the limits must stand.
+    """
+    if not ends:
+        return
+    dpi = _laid_out(ax).dpi
+    to_pixels, height = ax.transData, FONT * LINE_GAP * dpi / 72
+    placed = sorted(ends, key=lambda end: end.y)
+    wanted = [float(to_pixels.transform((end.x, end.y))[1]) for end in placed]
+    for end, y, was in zip(placed, spread(wanted, height), wanted, strict=True):
+        ax.annotate(
+            end.text,
+            (end.x, end.y),
+            xytext=(LEAD, (y - was) * 72 / dpi),
+            textcoords="offset points",
+            fontsize=FONT,
+            color=end.colour,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": end.colour,
+                "lw": 0.5,
+                "alpha": 0.6,
+                "relpos": (0, 0.5),
+                "shrinkA": 1,
+                "shrinkB": 0,
+            },
+        )
+
+
+def label_points(ax: "Axes", points: Sequence[End]) -> None:
+    """Write each label beside its point, where it covers no other point or label and stays inside the axes.
+
+    Call it last: the limits must stand.
+    """
+    from matplotlib.transforms import Bbox
+
+    pixel = _laid_out(ax).dpi / 72
+    spots = [ax.transData.transform((p.x, p.y)) for p in points]
+    taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in spots]
+    frame = ax.get_window_extent()
+    for point in points:
+        best: tuple[float, Any] = (math.inf, None)
+        for dx, dy, align in PLACES:
+            text = ax.annotate(
+                point.text,
+                (point.x, point.y),
+                xytext=(dx, dy),
+                textcoords="offset points",
+                fontsize=FONT,
+                color=point.colour,
+                ha=align,
+                va="center",
+            )
+            box = text.get_window_extent().padded(pixel)
+            covered = sum(box.overlaps(other) for other in taken)
+            cost = covered + 10 * (
+                box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
+            )
+            if cost < best[0]:
+                if best[1] is not None:
+                    best[1].remove()
+                best = (cost, text)
+            else:
+                text.remove()
+        taken.append(best[1].get_window_extent())
+
+
+def _laid_out(ax: "Axes") -> "Figure":
+    """Return the figure of `ax`, its layout computed, so that positions in pixels are final."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    return figure
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Return the ascending positions moved as little as needed to lie `gap` apart (least squares)."""
+    blocks: list[tuple[float, int]] = []
+    for i, y in enumerate(wanted):
+        blocks.append((y - i * gap, 1))
+        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
+            (a, n), (b, m) = blocks[-2], blocks[-1]
+            blocks[-2:] = [((a * n + b * m) / (n + m), n + m)]
+    flat = [mean for mean, count in blocks for _ in range(count)]
+    return [y + i * gap for i, y in enumerate(flat)]
+
+
+def log_axis(ax: "Axes", which: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic, with ticks in plain numbers, more of them where it is short.
+
+    Call it when everything is drawn.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log")
+    low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    spans = ((10, (1, 1.5, 2, 3, 4, 5, 6, 8)), (300, (1, 2, 5)), (math.inf, (1,)))
+    axis.set_major_locator(LogLocator(subs=next(subs for span, subs in spans if high < low * span)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())

@@ -1,0 +1,183 @@
+"""`gradhat lab mine`: an estimator or a loss of one's own, from a file, under the microscope.
+
+The function names what it needs as its arguments, out of `ARGUMENTS`, and is called once for each batch of G
+trajectories. What it returns says what it is:
+
+    [G]           the credit of each trajectory          ĝ = 1/G · Σ_i credit_i Σ_t ∇ log π
+    [G, T]        the credit of each step                ĝ = 1/G · Σ_i Σ_t credit_it ∇ log π
+    a scalar      a loss that depends on `logp`          ĝ = −∇ loss
+"""
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradhat.errors import EstimatorError
+from gradhat.exact.choices import TUPLES
+from gradhat.exact.enumerate import Batch, Draws, Outcomes
+from gradhat.exact.moments import Weights, one_by_one
+from gradhat.lab.bias import bias
+from gradhat.lab.microscope import Specimen, World, some_draws
+from gradhat.lab.report import Report
+from gradhat.lab.shelf import of_group
+
+ARGUMENTS = {
+    "returns": "R(τ) of each trajectory, discounted, [G]",
+    "group": "which trajectories were drawn together, [G]",
+    "rewards": "[G, T], 0 after the end",
+    "mask": "the policy's own steps, bool [G, T]",
+    "terminated": "bool [G, T]",
+    "truncated": "bool [G, T]",
+    "actions": "[G, T]",
+    "observations": "[G, T]",
+    "logp": "log π under the policy that learns, [G, T], with gradient",
+    "logp_old": "log π under the policy that sampled, [G, T]",
+}
+"""What a function may ask for."""
+INSIDE_CLASS = {"actions", "observations", "logp", "logp_old"}
+"""Arguments that tell apart trajectories of equal rewards and lengths."""
+PROBED = 50
+"""Batches on which the function is tried with its trajectories in reverse order."""
+
+Own = Callable[..., Any]
+
+
+def mine(spec: str, world: World, name: str, *, group_size: int) -> Report:
+    """Return what the function `FILE.py:NAME` estimates, with known estimators beside it."""
+    function = load(spec)
+    own = specimen(function, spec, world, group_size)
+    return bias({name: world}, {name: [own, *of_group()]}, group_size=group_size)
+
+
+def load(spec: str) -> Own:
+    """Return the function that `FILE.py:NAME` names. EstimatorError when file or function is missing."""
+    file, _, name = spec.rpartition(":")
+    path = Path(file).expanduser()
+    if not name or path.suffix != ".py":
+        raise EstimatorError(f"estimator {spec!r}: asked for a function in a file. Write FILE.py:FUNCTION.")
+    if not path.is_file():
+        raise EstimatorError(f"estimator {spec}: there is no file {path}. Check the path.")
+    module_spec = importlib.util.spec_from_file_location(f"gradhat_estimator_{path.stem}", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise EstimatorError(f"estimator {spec}: importing {path} raised {_said(error)}. Mend it.") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        there = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise EstimatorError(
+            f"estimator {spec}: {path} has no function {name!r}. "
+            f"Functions there: {', '.join(there) or 'none'}. Write FILE.py:FUNCTION."
+        )
+    return found
+
+
+def specimen(function: Own, spec: str, world: World, group_size: int) -> Specimen:
+    """Return the function as a specimen. EstimatorError for arguments that are not in `ARGUMENTS`."""
+    wanted = arguments(function, spec)
+    by_class = not INSIDE_CLASS & set(wanted)
+
+    def alone(batch: Outcomes) -> Tensor:
+        return _weights(function, spec, wanted, batch)
+
+    def weights(batch: Outcomes) -> Tensor:
+        return one_by_one(alone)(batch).flatten(0, 1)
+
+    name = spec.rpartition(":")[2]
+    plain = Specimen(name, "your own", weights, "group", by_class)
+    return plain if _symmetric(plain, world, group_size) else replace(plain, listing=TUPLES)
+
+
+def arguments(function: Own, spec: str) -> list[str]:
+    """Return the names of the arguments to pass: all without a default."""
+    needed = (p for p in inspect.signature(function).parameters.values() if p.default is p.empty)
+    named = [p.name for p in needed if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    unknown = [name for name in named if name not in ARGUMENTS]
+    if unknown or not named:
+        known = "\n".join(f"    {name:<13} {what}" for name, what in ARGUMENTS.items())
+        found = f"the argument {unknown[0]!r}, which is not known" if unknown else "no argument"
+        raise EstimatorError(f"estimator {spec}: found {found}. A function may ask for\n{known}")
+    return named
+
+
+def _weights(function: Own, spec: str, wanted: list[str], batch: Outcomes) -> Tensor:
+    """Return the weight of every step's score `[G, T]` in one batch."""
+    values = {
+        "returns": batch.returns(),
+        "group": batch.group,
+        "rewards": batch.rewards,
+        "mask": batch.mask,
+        "terminated": batch.terminated,
+        "truncated": batch.truncated,
+    }
+    logp = torch.zeros_like(batch.rewards, requires_grad=True)
+    if isinstance(batch, Batch):
+        logp = batch.logp.detach().clone().requires_grad_()
+        values |= {
+            "actions": batch.paths.actions,
+            "observations": batch.paths.observations,
+            "logp": logp,
+            "logp_old": batch.logp_old,
+        }
+    try:
+        answer = function(**{name: values[name].clone() if name != "logp" else logp for name in wanted})
+    except Exception as error:
+        raise EstimatorError(
+            f"estimator {spec}: raised {_said(error)} on a batch of {tuple(logp.shape)}. Mend it."
+        ) from error
+    return _as_weights(answer, logp, spec)
+
+
+def _as_weights(answer: Any, logp: Tensor, spec: str) -> Tensor:
+    size = len(logp)
+    if not isinstance(answer, Tensor) or not answer.is_floating_point():
+        raise EstimatorError(f"estimator {spec}: returned {type(answer).__name__}. Return a floating tensor.")
+    if not bool(answer.isfinite().all()):
+        raise EstimatorError(
+            f"estimator {spec}: returned {answer.detach().flatten().tolist()}: asked for finite numbers. "
+            "Does it divide by the spread of a batch whose rewards are all equal?"
+        )
+    if answer.dim() == 0:
+        if not answer.requires_grad:
+            raise EstimatorError(
+                f"estimator {spec}: returned a number that does not depend on logp. A loss takes logp; "
+                f"credit has the shape [{size}] or {list(logp.shape)}."
+            )
+        return -torch.autograd.grad(answer, logp)[0]
+    if tuple(answer.shape) not in ((size,), tuple(logp.shape)):
+        raise EstimatorError(
+            f"estimator {spec}: returned {tuple(answer.shape)}. Return the credit of {size} trajectories, "
+            f"[{size}], of their steps, {list(logp.shape)}, or a scalar loss."
+        )
+    credit = answer.detach().double().reshape(size, -1).expand_as(logp)
+    return credit / size
+
+
+def _symmetric(specimen: Specimen, world: World, group_size: int) -> bool:
+    """Whether the function gives a trajectory the same weights wherever it stands in the batch."""
+    draws = some_draws(world, num_groups=1, group_size=group_size)
+    rows = draws.rows[:: max(1, len(draws.rows) // PROBED)]
+    ahead, back = (_probe(specimen.weights, draws, order) for order in (rows, rows.flip(1)))
+    return torch.allclose(ahead, back.flip(1), rtol=1e-9, atol=1e-12)
+
+
+def _probe(weights: Weights, draws: Draws, rows: Tensor) -> Tensor:
+    """Return the weights `[m, G, T]` of the batches `rows` `[m, G]`."""
+    some = replace(draws, rows=rows, probability=draws.probability[: len(rows)])
+    return torch.cat([weights(part).reshape(part.num_draws, rows.shape[1], -1) for _, part in some.batches()])
+
+
+def _said(error: Exception) -> str:
+    """Return the error with the line of the file it came from."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {error}" + (f" (line {trace.tb_lineno})" if trace is not None else "")
