@@ -36,9 +36,13 @@ from gradhat.lab.variance import (
     NUMBERS,
     RESCALED,
     WRONG_V,
+    Seen,
     Settings,
+    by_baseline,
     by_lambda,
+    by_size,
     references,
+    table,
     variance,
 )
 
@@ -69,7 +73,12 @@ def report() -> Report:
 
 
 def tables(report: Report) -> dict[str, Table]:
-    return {table.name.partition("_")[2]: table for table in report.tables}
+    return {t.name.partition("_")[2]: t for t in report.tables}
+
+
+def quick(found: list[Seen]) -> list[Row]:
+    """The rows of a table, without its figure."""
+    return list(table("", "", (), found).rows)
 
 
 def rows(report: Report, name: str) -> list[Row]:
@@ -90,7 +99,7 @@ def test_every_baseline_has_the_bias_and_variance_of_a_loop_over_trajectories(na
     theta = there.theta.numpy()
     found, truth, v = lives(mdp, theta), gradient(mdp, theta), value(mdp, theta)
     mean = sum(x.chance * total(mdp, x) for x in found)
-    got = {(r["key"], r["what"]): r for r in rows(variance({"x": there}, SMALL), "baselines")}
+    got = {(r["key"], r["what"]): r for r in quick(by_baseline(there, SMALL))}
     baselines = {
         "none": lambda life, t: 0.0,
         "constant J": lambda life, t: mean,
@@ -113,7 +122,7 @@ def test_baselines_of_a_group_agree_with_a_loop_over_pairs(name: str, others: bo
     there = of(mdp)
     theta = there.theta.numpy()
     truth, pairs = gradient(mdp, theta), groups(mdp, lives(mdp, theta), 2)
-    got = {(r["key"], r["what"]): r for r in rows(variance({"x": there}, SMALL), "baselines")}
+    got = {(r["key"], r["what"]): r for r in quick(by_baseline(there, SMALL))}
 
     def estimate(pair: tuple[Life, ...], to_the_end: bool) -> np.ndarray:
         own = [total(mdp, x) for x in pair]
@@ -145,15 +154,11 @@ def test_the_moving_average_has_the_variance_of_every_history() -> None:
         averages.append(b)
     p = [q * x.chance for q in chances for x in arms]
     g = [score(mdp, theta, x, [total(mdp, x) - b]) for b in averages for x in arms]
-    got = [
-        r
-        for r in rows(variance({"x": there}, Settings(decay=decay)), "baselines")
-        if r["key"] == "moving average"
-    ]
+    got = [r for r in quick(by_baseline(there, Settings(decay=decay))) if r["key"] == "moving average"]
     for row in got:
         assert row["relative_bias"] < 1e-12
         assert row["variance"] == pytest.approx(seen(truth, p, g).variance, rel=1e-6)
-    constant = [r["variance"] for r in rows(variance({"x": there}), "baselines") if r["key"] == "constant J"]
+    constant = [r["variance"] for r in quick(by_baseline(there, Settings())) if r["key"] == "constant J"]
     assert got[0]["variance"] > 1.01 * constant[0]
 
 
@@ -165,7 +170,7 @@ def test_the_moving_average_is_discounted_with_its_step() -> None:
     found, truth = lives(mdp, theta), gradient(mdp, theta)
     mean = sum(x.chance * total(mdp, x) for x in found)
     spread = sum(x.chance * (total(mdp, x) - mean) ** 2 for x in found)
-    got = {(r["key"], r["what"]): r for r in rows(variance({"x": there}), "baselines")}
+    got = {(r["key"], r["what"]): r for r in quick(by_baseline(there, Settings()))}
     for credit, gamma in (("total return", 1.0), ("return to go", 0.5)):
         added = sum(
             x.chance * float((score(mdp, theta, x, [gamma**s.t for s in x.steps]) ** 2).sum()) for x in found
@@ -192,7 +197,7 @@ def test_gae_has_the_bias_and_variance_of_its_definition(name: str) -> None:
         WRONG_V: lambda t, s: v(t, s) + 0.5 * spread * float(error[s]),
         NO_V: lambda t, s: 0.0,
     }
-    got = {(r["key"], r["x"]): r for r in rows(variance({"x": there}, SMALL), "lambda")}
+    got = {(r["key"], r["x"]): r for r in quick(by_lambda(there, SMALL))}
     for (key, u), lam in itertools.product(says.items(), SMALL.lams):
 
         def advantage(x: Life, t: int, u=u, lam: float = lam) -> float:
@@ -225,7 +230,7 @@ def test_with_lambda_0_the_chain_has_the_variance_of_its_advantages() -> None:
         square += gamma ** (2 * t) * reached * 2 * gap**2 * (p * (1 - p) ** 4 + (1 - p) * p**4)
         slope += 2 * (gamma**t * reached * p * (1 - p) * gap) ** 2
         reached *= p
-    row = next(r for r in rows(variance({"x": there}), "lambda") if (r["key"], r["x"]) == (EXACT_V, 0.0))
+    row = next(r for r in quick(by_lambda(there, Settings())) if (r["key"], r["x"]) == (EXACT_V, 0.0))
     assert row["variance"] == pytest.approx(square / slope - 1, rel=1e-9)
 
 
@@ -259,7 +264,7 @@ def test_leave_one_out_is_a_u_statistic() -> None:
     first = np.einsum("j,ijk->ik", p, kernel)
     one = float(p @ ((first - truth) ** 2).sum(-1))
     two = float(np.einsum("i,j,ij", p, p, ((kernel - truth) ** 2).sum(-1)))
-    got = rows(variance({"x": there}), "group_size")
+    got = quick(by_size(there, Settings()))
     for row in got:
         n = int(row["x"])
         expected = 2 / (n - 1) * (2 * (n - 2) * one + two) / float(truth @ truth)
@@ -303,9 +308,9 @@ def test_groups_that_cannot_be_counted_are_sampled_and_say_so(monkeypatch: pytes
     assert "±" not in [c.header for c in tables(exact)["group_size"].columns]
     monkeypatch.setattr(microscope, "EXACT_DRAWS", 600)
     report = variance({"x": there}, SMALL)
-    table = tables(report)["group_size"]
-    assert [c.header for c in table.columns][-1] == "±"
-    for row, true in zip(table.rows, tables(exact)["group_size"].rows, strict=True):
+    sampled = tables(report)["group_size"]
+    assert [c.header for c in sampled.columns][-1] == "±"
+    for row, true in zip(sampled.rows, tables(exact)["group_size"].rows, strict=True):
         assert (row["error"] > 0) is (row["x"] == 3)
         assert row["variance"] == pytest.approx(true["variance"], rel=0.2)
     note = next(n for n in report.notes if "not enumerated but sampled" in n)

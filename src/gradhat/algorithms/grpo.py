@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gradhat.algorithms.ascend import Optimizer, ascend
+from gradhat.estimators.kl import in_reward
 from gradhat.policies.policy import Evaluation, Policy
 from gradhat.trajectories import Trajectories
 
@@ -84,7 +85,8 @@ def credit(row: Row, settings: Settings, trajectories: Trajectories) -> Trajecto
     returns = trajectories.returns()
     if row.kl_reward is not None and settings.kl_coef != 0:
         penalty = row.kl_reward(trajectories.logp, _reference(trajectories))
-        returns = returns - settings.kl_coef * torch.where(trajectories.mask, penalty, 0).sum(-1)
+        rewards = in_reward(trajectories.rewards, penalty, trajectories.mask, coef=settings.kl_coef)
+        returns = replace(trajectories, rewards=rewards).returns()
     adv = advantages(row, returns, trajectories.group)
     return replace(trajectories, adv=adv[:, None] * trajectories.mask)
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from gradhat.algorithms.ascend import Optimizer, ascend
+from gradhat.estimators import baseline as baselines
+from gradhat.estimators import returns
 from gradhat.losses import reduce, surrogate
 from gradhat.policies.policy import Evaluation, Policy
 from gradhat.trajectories import Trajectories
@@ -35,10 +37,10 @@ def init() -> float:
 
 def credit(settings: Settings, baseline: float, trajectories: Trajectories) -> tuple[Trajectories, float]:
     """Attach R_t − b to every step of the policy's own; return the next baseline beside."""
-    rewards = trajectories.rewards * trajectories.mask
-    to_go = rewards.flip(-1).cumsum(-1).flip(-1)
-    adv = torch.where(trajectories.mask, to_go - baseline, 0)
-    following = settings.decay * baseline + (1 - settings.decay) * float(trajectories.returns().mean())
+    mask, ended = trajectories.mask, trajectories.terminated | trajectories.truncated
+    to_go = returns.to_go(trajectories.rewards, ended, mask, gamma=1.0)
+    adv = torch.where(mask, to_go - baseline, 0)
+    following = baselines.moving_average(baseline, trajectories.returns(), decay=settings.decay)
     return replace(trajectories, adv=adv), following
 
 

@@ -43,8 +43,8 @@ def main(argv: list[str]) -> int:
     folder = prepare(values["out"] or Path("runs") / f"lab-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         report = experiment.run(flags, subject)
-        show(report)
         write(folder, report, {"experiment": name, "subject": subject, **plain(values)})
+        show(report)
     except ValueError as error:
         # The rooms of maths say what was wrong with their arguments; those came from flags.
         raise ConfigError(f"{prog}: {error}") from error

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from gradhat.lab.figure import BLUE, FAINT, RED, End, label_ends, label_points, name_axes, panels
+from gradhat.lab.figure import BLUE, FAINT, FONT, INK, RED, End, label_ends, name_axes, panels
 from gradhat.lab.microscope import Finding, Specimen, World, examine
 from gradhat.lab.report import Column, Report, Row, Table
 
@@ -17,8 +17,8 @@ UNBIASED = 1e-9
 """A relative bias below this is rounding."""
 SAMPLES = (16, 256, 4096)
 """Numbers of trajectories for which the mean squared error is listed."""
-SAME = 0.015
-"""Points nearer than this, in units of ‖∇J‖, share a label."""
+RIGHT = 0.05
+"""Degrees: a smaller angle is not written."""
 SAME_END = 1.04
 """Lines whose ends differ by less than this factor share a label."""
 
@@ -92,43 +92,36 @@ def sampling_note(name: str, findings: Sequence[Finding]) -> str:
 
 def figure(name: str, findings: Sequence[Finding]) -> "Figure":
     """Draw where each estimator points, and its error by the number of samples."""
-    drawn, (plane, errors) = panels(2, title=f"Estimators against the exact gradient ({name})", width=5.6)
-    _draw_plane(plane, findings)
+    drawn, (directions, errors) = panels(
+        2, title=f"Estimators against the exact gradient ({name})", width=5.6
+    )
+    _draw_directions(directions, findings)
     _draw_errors(errors, findings)
     return drawn
 
 
-def _draw_plane(ax: "Axes", findings: Sequence[Finding]) -> None:
-    ax.annotate("", (1, 0), (0, 0), arrowprops={"arrowstyle": "-|>", "color": FAINT, "lw": 1.5})
-    known = [f for f in findings if not math.isnan(f.cosine)]
-    points = [(f.norm_ratio * f.cosine, f.norm_ratio * math.sqrt(max(0, 1 - f.cosine**2))) for f in known]
-    ends: list[End] = []
-    for cluster in _clusters(points):
-        x, y = points[cluster[0]]
-        colour = _colour([known[i] for i in cluster])
-        ax.plot([points[i][0] for i in cluster], [points[i][1] for i in cluster], "o", color=colour, ms=5)
-        names = [known[i].name for i in cluster]
-        text = f"{len(names)} unbiased estimators" if colour == BLUE and len(names) > 2 else ", ".join(names)
-        ends.append(End(x, y, text, colour))
+def _draw_directions(ax: "Axes", findings: Sequence[Finding]) -> None:
+    """A row per estimator: its part along ∇J as a stem from 0, and the angle between the two."""
+    ax.axvline(1, color=FAINT, lw=1)
+    ax.axvline(0, color=FAINT, lw=0.6)
+    for y, f in enumerate(reversed(findings)):
+        along = 0.0 if math.isnan(f.cosine) else f.norm_ratio * f.cosine
+        ax.plot([0, along], [y, y], color=_colour(f), lw=1)
+        ax.plot([along], [y], "o", color=_colour(f), ms=5)
+        ax.text(1.02, y, _angle(f), transform=ax.get_yaxis_transform(), va="center", fontsize=FONT, color=INK)
+    ax.set_yticks(range(len(findings)), [f.name for f in reversed(findings)])
     name_axes(
         ax,
-        title="E ĝ: the arrow is ∇J",
-        x="along ∇J, in units of ‖∇J‖",
-        y="across ∇J",
+        title="E ĝ along ∇J, and the angle between them",
+        x="part of E ĝ along ∇J, in units of ‖∇J‖: 1 is right",
+        y="",
     )
-    ax.margins(x=0.12, y=0.2)
-    label_points(ax, ends)
 
 
-def _clusters(points: Sequence[tuple[float, float]]) -> list[list[int]]:
-    clusters: list[list[int]] = []
-    for i, point in enumerate(points):
-        near = next((c for c in clusters if math.dist(points[c[0]], point) < SAME), None)
-        if near is None:
-            clusters.append([i])
-        else:
-            near.append(i)
-    return clusters
+def _angle(finding: Finding) -> str:
+    if math.isnan(finding.cosine):
+        return "E ĝ = 0"
+    return f"{finding.angle:.1f}°" if finding.angle >= RIGHT else ""
 
 
 def _draw_errors(ax: "Axes", findings: Sequence[Finding]) -> None:
@@ -136,8 +129,8 @@ def _draw_errors(ax: "Axes", findings: Sequence[Finding]) -> None:
     ends: list[End] = []
     for f in findings:
         errors = [f.squared_error(n) for n in numbers]
-        ax.loglog(numbers, errors, color=_colour([f]), lw=1.2)
-        ends.append(End(numbers[-1], errors[-1], f.name, _colour([f])))
+        ax.loglog(numbers, errors, color=_colour(f), lw=1.2)
+        ends.append(End(numbers[-1], errors[-1], f.name, _colour(f)))
     name_axes(
         ax,
         title="Error by the number of samples: blue is unbiased, red keeps a bias",
@@ -158,5 +151,5 @@ def _joined(ends: Sequence[End]) -> list[End]:
     return joined
 
 
-def _colour(findings: Sequence[Finding]) -> str:
-    return BLUE if all(f.relative_bias < UNBIASED for f in findings) else RED
+def _colour(finding: Finding) -> str:
+    return BLUE if finding.relative_bias < UNBIASED else RED

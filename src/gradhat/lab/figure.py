@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,21 +23,6 @@ NOISE = "variance / ‖∇J‖²: trajectories until noise = ∇J"
 """Names the axis of a total variance per trajectory: averaged over so many, the noise is as long as ∇J."""
 LEAD = 14
 """Points between the end of a line and its label."""
-PLACES = tuple(
-    (dx, dy, align)
-    for distance in (1, 2, 3)
-    for dx, dy, align in (
-        (7, 0, "left"),
-        (0, 9 * distance, "center"),
-        (0, -9 * distance, "center"),
-        (7, 8 * distance, "left"),
-        (7, -8 * distance, "left"),
-        (-7, 0, "right"),
-        (-7, 8 * distance, "right"),
-        (-7, -8 * distance, "right"),
-    )
-)
-"""Where the label of a point may stand: offsets in points, tried in this order."""
 
 
 class End(NamedTuple):
@@ -103,44 +88,6 @@ def label_ends(ax: "Axes", ends: Sequence[End]) -> None:
                 "shrinkB": 0,
             },
         )
-
-
-def label_points(ax: "Axes", points: Sequence[End]) -> None:
-    """Write each label beside its point, where it covers no other point or label and stays inside the axes.
-
-    Call it last: the limits must stand.
-    """
-    from matplotlib.transforms import Bbox
-
-    pixel = _laid_out(ax).dpi / 72
-    spots = [ax.transData.transform((p.x, p.y)) for p in points]
-    taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in spots]
-    frame = ax.get_window_extent()
-    for point in points:
-        best: tuple[float, Any] = (math.inf, None)
-        for dx, dy, align in PLACES:
-            text = ax.annotate(
-                point.text,
-                (point.x, point.y),
-                xytext=(dx, dy),
-                textcoords="offset points",
-                fontsize=FONT,
-                color=point.colour,
-                ha=align,
-                va="center",
-            )
-            box = text.get_window_extent().padded(pixel)
-            covered = sum(box.overlaps(other) for other in taken)
-            cost = covered + 10 * (
-                box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
-            )
-            if cost < best[0]:
-                if best[1] is not None:
-                    best[1].remove()
-                best = (cost, text)
-            else:
-                text.remove()
-        taken.append(best[1].get_window_extent())
 
 
 def _laid_out(ax: "Axes") -> "Figure":

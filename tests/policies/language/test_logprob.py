@@ -106,6 +106,26 @@ def test_no_more_than_a_chunk_of_logits_and_a_tile_of_float32_exists(monkeypatch
     assert sizes.largest_float32 == 4 * vocab
 
 
+def test_a_frozen_head_costs_no_gradient_and_changes_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(monkeypatch, 4, 2)
+    hidden, head, targets = inputs()
+    (expected,) = torch.autograd.grad(chunked_logp(hidden, head, targets)[0].sum(), hidden)
+    products: list[tuple[int, ...]] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.addmm_.default:
+                products.append(tuple(out.shape))
+            return out
+
+    logp, _ = chunked_logp(hidden, head.detach(), targets)
+    with Watch():
+        (found,) = torch.autograd.grad(logp.sum(), hidden)
+    assert torch.equal(found, expected)
+    assert products == []
+
+
 def test_the_softmax_of_bfloat16_logits_is_in_float32() -> None:
     torch.manual_seed(0)
     hidden, head = torch.randn(40, 8).bfloat16(), torch.randn(500, 8).bfloat16()

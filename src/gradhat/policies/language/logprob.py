@@ -41,10 +41,11 @@ class _Logp(torch.autograd.Function):
         return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor | None, None, None]:
         hidden, head, targets, entropy = ctx.saved_tensors
         grad_logp, grad_entropy = grads
-        grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros_like(head)
+        grad_hidden = torch.empty_like(hidden)
+        grad_head = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden), CHUNK):
             rows = hidden[start : start + CHUNK]
             logits = F.linear(rows, head)
@@ -60,7 +61,8 @@ class _Logp(torch.autograd.Function):
                     grad.scatter_add_(-1, targets[at, None], grad_logp[at, None])
                 logits[first : first + TILE] = grad.div_(ctx.temperature)
             torch.mm(logits, head, out=grad_hidden[start : start + CHUNK])
-            grad_head.addmm_(logits.T, rows)
+            if grad_head is not None:
+                grad_head.addmm_(logits.T, rows)
         return grad_hidden, grad_head, None, None
 
 
