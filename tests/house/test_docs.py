@@ -58,3 +58,38 @@ def test_the_task_in_the_readme_works(tmp_path: Path) -> None:
     check(task)
     question = task.question(3)
     assert judge(task, question, question.answer[:2]).reward == 0.5
+
+
+def first_column(page: str, header: str) -> list[str]:
+    """The names in backticks of the table under `header`."""
+    table = page.partition(f"{header} |")[2].partition("\n\n")[0]
+    return re.findall(r"^\| `([a-z_]+)` \|", table, re.MULTILINE)
+
+
+def test_the_lab_page_lists_the_worlds_the_arguments_and_the_experiments_there_are() -> None:
+    from gradhat.cli.experiments import EXPERIMENTS
+    from gradhat.exact.zoo import ZOO
+    from gradhat.lab.mine import ARGUMENTS
+
+    page = (ROOT / "docs/lab.md").read_text()
+    assert sorted(first_column(page, "| `--mdp`")) == sorted(ZOO)
+    assert first_column(page, "| argument") == list(ARGUMENTS)
+    assert set(re.findall(r"^    gradhat lab (\w+)", page, re.MULTILINE)) == set(EXPERIMENTS)
+
+
+def test_the_estimators_of_the_lab_page_work(tmp_path: Path) -> None:
+    from gradhat.exact.zoo import bandit
+    from gradhat.lab.microscope import examine, world
+    from gradhat.lab.mine import load, specimen
+
+    ((name, source),) = re.findall(
+        r"```python\n# (\w+\.py)\n(.*?)```", (ROOT / "docs/lab.md").read_text(), re.DOTALL
+    )
+    (tmp_path / name).write_text(source)
+    small = world(bandit(), seed=0, spread=0.5)
+    for function in ("centred", "ppo"):
+        spec = f"{tmp_path / name}:{function}"
+        found = examine(small, specimen(load(spec), spec, small, 3), group_size=3)
+        # On one step both are the group mean: (G - 1) / G of the gradient.
+        assert abs(found.norm_ratio - 2 / 3) < 1e-12
+        assert abs(found.cosine - 1) < 1e-12

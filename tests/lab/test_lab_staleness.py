@@ -104,7 +104,7 @@ def naive_weights(
         return answer[::-1]
 
     return {
-        "none": lambda x: [adv(x)] * len(x.steps),
+        "no correction": lambda x: [adv(x)] * len(x.steps),
         "clipped": lambda x: [r * adv(x) * kept(r, adv(x)) for r in ratios(x)],
         "masked": lambda x: [r * adv(x) * (low <= r <= high) for r in ratios(x)],
         "sequence": lambda x: [mean(x) * adv(x)] * len(x.steps),
@@ -127,7 +127,7 @@ def test_every_correction_has_the_bias_and_variance_of_a_loop(name: str) -> None
     new, old = theta.numpy(), there.theta.numpy()
     truth, stale, fresh = gradient(mdp, new), lives(mdp, old), lives(mdp, new)
     naive = naive_weights(mdp, new, old)
-    expected = {n: (stale, w) for n, w in naive.items()} | {FRESH: (fresh, naive["none"])}
+    expected = {n: (stale, w) for n, w in naive.items()} | {FRESH: (fresh, naive["no correction"])}
     assert [f.name for f in got.findings] == list(expected)
     for f, (found, w) in zip(got.findings, expected.values(), strict=True):
         mean = seen(truth, [x.chance for x in found], [score(mdp, new, x, w(x)) for x in found])
@@ -238,7 +238,7 @@ def test_the_tables_hold_every_number(report: Report) -> None:
     for row, p in zip(distance.rows, points, strict=True):
         assert (row["updates"], row["kl"], row["ess"]) == (p.updates, p.kl, p.ess)
         assert set(row) == {c.key for c in distance.columns}
-    assert [c.header for c in bias.columns] == ["correction", "weight", *map(str, range(10))]
+    assert [c.header for c in bias.columns] == ["correction", "0", "2", "4", "5", "7", "9", "weight"]
     for i, (row, again) in enumerate(zip(bias.rows, noise.rows, strict=True)):
         for p in points:
             f, k = p.findings[i], p.updates

@@ -45,6 +45,46 @@ class Bias:
 
 
 @dataclass(frozen=True)
+class Variance:
+    """What `gradhat lab variance` takes."""
+
+    mdp: tuple[str, ...] = ("corridor", "token")
+    """Worlds of the zoo."""
+    group_size: int = 4
+    """Trajectories in a batch, where baselines are compared."""
+    sizes: tuple[int, ...] = (2, 4, 8, 16)
+    """Group sizes that are compared."""
+    lams: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
+    """Traces λ that are compared."""
+    error: float = 0.5
+    """Standard deviation of the error of the wrong V, in units of that of the exact one."""
+    decay: float = 0.9
+    """Of the moving average."""
+    bench: Bench = field(default_factory=Bench)
+
+
+@dataclass(frozen=True)
+class Staleness:
+    """What `gradhat lab staleness` takes."""
+
+    mdp: tuple[str, ...] = ("token",)
+    """Worlds of the zoo."""
+    updates: int = 10
+    """Exact gradient steps that the sampler lags behind, at most."""
+    lr: float = 4.0
+    """Of these steps."""
+    clip: float = 0.2
+    """Of the clipped surrogate."""
+    cap: float = 2.0
+    """Of truncated ratios."""
+    low: float = 0.5
+    """Ratios below it are masked."""
+    high: float = 5.0
+    """Ratios above it are masked."""
+    bench: Bench = field(default_factory=Bench)
+
+
+@dataclass(frozen=True)
 class Kl:
     """What `gradhat lab kl` takes."""
 
@@ -185,6 +225,28 @@ def bias(flags: Bias, _: str) -> "Report":
     return bias.bias(chosen, specimens, group_size=flags.group_size)
 
 
+def variance(flags: Variance, _: str) -> "Report":
+    from gradhat.lab import variance
+
+    numbers = variance.Settings(
+        group_size=flags.group_size,
+        sizes=flags.sizes,
+        lams=flags.lams,
+        error=flags.error,
+        decay=flags.decay,
+    )
+    return variance.variance(worlds(flags.mdp, flags.bench), numbers)
+
+
+def staleness(flags: Staleness, _: str) -> "Report":
+    from gradhat.lab import staleness
+
+    bounds = staleness.Bounds(clip=flags.clip, cap=flags.cap, low=flags.low, high=flags.high)
+    return staleness.staleness(
+        worlds(flags.mdp, flags.bench), updates=flags.updates, lr=flags.lr, bounds=bounds
+    )
+
+
 def kl(flags: Kl, _: str) -> "Report":
     from gradhat.lab import kl
 
@@ -298,6 +360,8 @@ EXPERIMENTS = {
     "bias": Experiment(
         always(Bias()), bias, "what each estimator estimates, held against the exact gradient"
     ),
+    "variance": Experiment(always(Variance()), variance, "what baselines, λ and group size do to the noise"),
+    "staleness": Experiment(always(Staleness()), staleness, "what a sampler that lags behind costs"),
     "kl": Experiment(always(Kl()), kl, "which KL estimator and placement follows which divergence"),
     "clip": Experiment(always(Clip()), clip, "what clipping costs and saves over several epochs"),
     "algorithm": Experiment(

@@ -88,8 +88,9 @@ def show(report: "Report") -> None:
         console.print(f"\n{table.title}")
         lines, left = fitted(table, console.width)
         console.print("\n".join(lines), no_wrap=True, overflow="crop", markup=False)
-        if left:
-            console.print(f"{GAP}(in {table.name}.csv too: {', '.join(left)})", markup=False)
+        more = [f"{len(table.rows) - len(table.few)} more rows"] if table.few else []
+        if more + left:
+            console.print(f"{GAP}({table.name}.csv has more: {', '.join(more + left)})", markup=False)
     console.print()
     for note in report.notes:
         console.print(note, markup=False)
@@ -99,10 +100,11 @@ def fitted(table: "Table", width: int) -> tuple[list[str], list[str]]:
     """Return the lines of a table with the columns that fit, and the headers of those that do not."""
     from gradhat.lab.report import shown
 
-    lines = [""] * (len(table.rows) + 1)
+    rows = table.few or table.rows
+    lines = [""] * (len(rows) + 1)
     left: list[str] = []
     for column in table.columns:
-        cells = [column.header, *(shown(column, row) for row in table.rows)]
+        cells = [column.header, *(shown(column, row) for row in rows)]
         wide = max(map(len, cells))
         if left or len(lines[0]) + wide + len(GAP) > width:
             left.append(column.header)

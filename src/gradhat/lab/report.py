@@ -28,6 +28,8 @@ class Table(NamedTuple):
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    few: tuple[Row, ...] = ()
+    """The rows that people see, where all are too many to read; the files hold all."""
 
 
 class Report(NamedTuple):

@@ -92,7 +92,7 @@ def corrections(bounds: Bounds) -> list[Correction]:
     """Return every correction. The two exact ones come last."""
     clip, cap, low, high = bounds
     return [
-        Correction("none", "1", uncorrected),
+        Correction("no correction", "1", uncorrected),
         Correction("clipped", f"ratio of the step, PPO's clip {clip:g}", clipped(clip)),
         Correction("masked", f"ratio of the step, 0 outside [{low:g}, {high:g}]", masked(low, high)),
         Correction("sequence", "geometric mean of the ratios (GSPO)", sequence),
@@ -219,6 +219,8 @@ class Point(NamedTuple):
     findings: tuple[Finding, ...]
 
 
+SHOWN = 6
+"""Numbers of updates that people see in the tables of bias and variance."""
 DISTANCE = (
     Column("updates", "updates behind", "d"),
     Column("kl", "KL(π‖old)", ".4f"),
@@ -356,9 +358,10 @@ def wide_row(points: Sequence[Point], index: int) -> Row:
 
 
 def wide_columns(key: str, form: str, updates: int) -> tuple[Column, ...]:
-    """Return a column for every number of updates."""
-    behind = (Column(f"{key}_{k}", str(k), form) for k in range(updates + 1))
-    return (Column("name", "correction", ""), Column("what", "weight", ""), *behind)
+    """Return a column for some numbers of updates, evenly spread; the rows have all."""
+    few = sorted({round(k * updates / (SHOWN - 1)) for k in range(SHOWN)})
+    behind = (Column(f"{key}_{k}", str(k), form) for k in few)
+    return (Column("name", "correction", ""), *behind, Column("what", "weight", ""))
 
 
 def notes(updates: int, lr: float) -> tuple[str, ...]:

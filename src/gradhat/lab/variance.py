@@ -50,7 +50,7 @@ class Settings(NamedTuple):
     sizes: tuple[int, ...] = (2, 4, 8, 16)
     """Group sizes that are compared with each other."""
     lams: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
-    """Values of λ, ascending."""
+    """Values of λ."""
     error: float = 0.5
     """Standard deviation of the fixed error of the wrong V, in standard deviations of the return."""
     decay: float = 0.9
@@ -107,7 +107,7 @@ def variance(worlds: dict[str, World], settings: Settings | None = None) -> Repo
         sizes = by_size(world, settings)
         tables += [
             table(f"{name}_baselines", f"{name}: {described(world)}", BASELINES, baselines),
-            table(f"{name}_lambda", f"{name}: GAE, by λ and by what V is", LAMBDAS, lams),
+            shortened(table(f"{name}_lambda", f"{name}: GAE, by λ and by what V is", LAMBDAS, lams)),
             table(f"{name}_group_size", f"{name}: R(τ) less a baseline of the group", SIZES, sizes),
         ]
         said += findings_of(name, world, baselines, lams, sizes)
@@ -227,7 +227,7 @@ def by_lambda(world: World, settings: Settings) -> list[Seen]:
     return [
         Seen(key, lam, examine(world, _gae(world, key, lam, values), group_size=1))
         for key, values in ((EXACT_V, v), (WRONG_V, wrong), (NO_V, torch.zeros_like(v)))
-        for lam in settings.lams
+        for lam in sorted(settings.lams)
     ]
 
 
@@ -246,9 +246,9 @@ def by_size(world: World, settings: Settings) -> list[Seen]:
         return Seen(name, size, examine(world, scaled, group_size=size))
 
     return [
-        *(seen(LEFT_OUT, n, 1.0, group.leave_one_out) for n in settings.sizes),
-        *(seen("group mean", n, 1.0, group.group_mean) for n in settings.sizes),
-        *(seen(RESCALED, n, (n - 1) / n, group.group_mean) for n in settings.sizes),
+        *(seen(LEFT_OUT, n, 1.0, group.leave_one_out) for n in sorted(settings.sizes)),
+        *(seen("group mean", n, 1.0, group.group_mean) for n in sorted(settings.sizes)),
+        *(seen(RESCALED, n, (n - 1) / n, group.group_mean) for n in sorted(settings.sizes)),
     ]
 
 
@@ -286,6 +286,13 @@ def table(name: str, title: str, columns: tuple[Column, ...], seen: Sequence[See
         for s in seen
     )
     return Table(name, title, columns if exact else (*columns, SAMPLED_COLUMN), rows)
+
+
+def shortened(lambdas: Table) -> Table:
+    """Show people every third λ and the largest."""
+    values = sorted({float(row["x"]) for row in lambdas.rows})
+    some = {*values[::3], values[-1]}
+    return lambdas._replace(few=tuple(row for row in lambdas.rows if row["x"] in some))
 
 
 def notes(settings: Settings) -> tuple[str, ...]:
