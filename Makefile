@@ -9,6 +9,9 @@ PIP_ARGS ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
+# Every line of the maths is run by a test.
+COVERAGE := --cov=gradhat.exact --cov=gradhat.estimators --cov=gradhat.losses --cov-report=term-missing:skip-covered --cov-fail-under=100
+
 BIN := .venv/bin
 STAMP := .venv/.installed
 UNFINISHED := .venv/.unfinished
@@ -49,7 +52,7 @@ train: model ## train the default language model: RECIPE=..., ARGS='--flag value
 	$(BIN)/gradhat train $(RECIPE) $(ARGS)
 
 test: model ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(COVERAGE)
 
 test-all: model ## run every test that needs no GPU, the slow and the learning ones too
 	$(BIN)/python -m pytest -m "not gpu"

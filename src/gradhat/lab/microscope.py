@@ -18,8 +18,8 @@ from gradhat.exact.moments import Classes, Credit, Moments, Weights, classes, co
 
 SAMPLED_DRAWS = 20_000
 """Batches drawn at random where they cannot be enumerated."""
-SIMULATED_STEPS = 2_000
-"""Steps after which a simulated trajectory counts as endless."""
+SIMULATED_STEPS = 500
+"""Longest trajectories that are drawn at random where they cannot be listed: all are held in memory."""
 EXACT_DRAWS = 200_000
 """Most batches that are enumerated here; beyond it they are drawn at random."""
 NO_SLOPE = 1e-12
@@ -114,7 +114,9 @@ class Finding:
 
     @property
     def angle(self) -> float:
-        """Between E ĝ and ∇J, in degrees."""
+        """Between E ĝ and ∇J, in degrees; NaN where E ĝ is zero."""
+        if math.isnan(self.cosine):
+            return math.nan
         return math.degrees(math.acos(max(-1.0, min(1.0, self.cosine))))
 
     def squared_error(self, num_samples: float) -> float:
@@ -148,9 +150,13 @@ def specimen_moments(world: World, specimen: Specimen, num_groups: int, group_si
 
 
 def some_draws(world: World, *, num_groups: int, group_size: int, listing: Listing = MULTISETS) -> Draws:
-    """Return all batches where they can be enumerated, else batches drawn at random (`exact` is false)."""
+    """Return all batches where they can be enumerated, else batches drawn at random (`exact` is false).
+
+    ConfigError where trajectories can neither be listed nor be cut after `SIMULATED_STEPS` steps or fewer.
+    """
     paths = world.paths
     if paths is None:
+        _check_short(world.mdp)
         return every.simulated(
             world.mdp,
             world.theta,
@@ -181,6 +187,20 @@ def some_draws(world: World, *, num_groups: int, group_size: int, listing: Listi
     )
 
 
+def _check_short(mdp: TabularMDP) -> None:
+    if mdp.horizon is None or mdp.horizon > SIMULATED_STEPS:
+        found = "no horizon" if mdp.horizon is None else f"horizon={mdp.horizon}"
+        raise ConfigError(
+            f"draw trajectories at random, as there are {_number(mdp)} and the limit of a list is "
+            f"{every.PATHS_LIMIT}: found {found}. Use a --horizon of at most {SIMULATED_STEPS}."
+        )
+
+
+def _number(mdp: TabularMDP) -> str:
+    number = every.count_paths(mdp)
+    return "endlessly many" if number == math.inf else f"{number:.4g}"
+
+
 def finding(world: World, specimen: Specimen, seen: Moments, num_samples: int) -> Finding:
     """Hold the moments of one estimate against ∇J."""
     truth = world.gradient
@@ -202,7 +222,7 @@ def listed(world: World) -> Paths:
     """Return every trajectory of the world. ConfigError where there are too many."""
     if world.paths is None:
         raise ConfigError(
-            f"list every trajectory of this world: found {every.count_paths(world.mdp):.4g}, the limit is "
+            f"list every trajectory of this world: found {_number(world.mdp)}, the limit is "
             f"{every.PATHS_LIMIT}. Use a smaller world or one with a horizon."
         )
     return world.paths
