@@ -1,5 +1,6 @@
 """The experiments of `gradhat lab`: the flags of each, and the call that they make."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -193,6 +194,10 @@ def world(name: str, bench: Bench) -> "World":
     from gradhat.exact.zoo import ZOO
     from gradhat.lab import microscope
 
+    if not 0 <= bench.spread < math.inf:
+        raise ConfigError(f"--spread {bench.spread:g}: a standard deviation is 0 or more. Use such a one.")
+    if not 0 <= bench.seed < 2**63:
+        raise ConfigError(f"--seed {bench.seed}: found a value out of range. Use 0 to 2^63 - 1.")
     if name not in ZOO:
         raise ConfigError(f"--mdp {name}: no such world.{near(name, list(ZOO))} Known: {', '.join(ZOO)}.")
     changes = {"gamma": bench.gamma, "horizon": bench.horizon}
@@ -204,7 +209,9 @@ def world(name: str, bench: Bench) -> "World":
 
 
 def worlds(names: Sequence[str], bench: Bench) -> "dict[str, World]":
-    """Return the worlds by name."""
+    """Return the worlds by name. ConfigError if there is none."""
+    if not names:
+        raise ConfigError("--mdp: found no world. Name one or more, or leave --mdp out.")
     return {name: world(name, bench) for name in names}
 
 
@@ -222,6 +229,11 @@ def bias(flags: Bias, _: str) -> "Report":
             )
     wanted = set(flags.estimators or known)
     specimens = {name: [s for s in found if s.name in wanted] for name, found in specimens.items()}
+    if idle := [name for name, found in specimens.items() if not found]:
+        raise ConfigError(
+            f"--estimators {' '.join(flags.estimators)} with --mdp {idle[0]}: found nothing to compare, "
+            f"as γ = 1 in {idle[0]}. Leave that world out, or use another --gamma."
+        )
     return bias.bias(chosen, specimens, group_size=flags.group_size)
 
 
@@ -291,6 +303,18 @@ def model_flags(place: str) -> Model:
     return Model(**{f.name: getattr(config, f.name) for f in fields(Model) if hasattr(config, f.name)})
 
 
+def check_model(flags: Model, place: str, *, fewest: int) -> None:
+    """ConfigError for a flag that would be found wrong only after the batches are sampled; `fewest` of those."""
+    if not flags.task:
+        raise ConfigError(f"gradhat lab model {place}: found no task. Name one: --task arithmetic:digits=1")
+    least = {"batches": fewest, "num_prompts": 1, "group_size": 2, "max_new_tokens": 1, "num_slots": 1}
+    for name, number in least.items():
+        if (found := getattr(flags, name)) < number:
+            raise ConfigError(f"{name}={found}: found a value out of range. Use {number} or more.")
+    if not 0 < flags.temperature < math.inf:
+        raise ConfigError(f"temperature={flags.temperature:g}: sampling needs more than 0. Use 1 or so.")
+
+
 def model(flags: Model, place: str) -> "Report":
     from gradhat.algorithms.grpo import Settings
     from gradhat.envs.text.load import load_task
@@ -303,8 +327,7 @@ def model(flags: Model, place: str) -> "Report":
     from gradhat.training.seed import derive
     from gradhat.training.source import Source
 
-    if not flags.task:
-        raise ConfigError(f"gradhat lab model {place}: found no task. Name one: --task arithmetic:digits=1")
+    check_model(flags, place, fewest=model.FEWEST)
     set_threads(flags.num_threads)
     task, folder = load_task(flags.task), find(place)
     chat = Chat.read(folder)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from gradhat.cli.experiments import EXPERIMENTS
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
     subject = ""
     if experiment.subject and not (rest and rest[0] in ("-h", "--help")):
         subject, rest = target(rest, experiment.subject, prog)
+        prog = f"gradhat lab {name} {subject}"
     flags = parse(experiment.flags(subject), rest, prog=prog, description=experiment.about)
     values = settings(flags)
     folder = prepare(values["out"] or Path("runs") / f"lab-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -122,6 +124,7 @@ def prepare(folder: Path) -> Path:
         raise RunError(f"write results to {folder}: found something there. Choose another --out.")
     with writing(folder, todo="Choose an --out that can be written."):
         folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
     return folder
 
 

@@ -4,6 +4,7 @@ Every batch goes through the page's own `credit` and `update`, on a tabular poli
 as the optimiser. The estimate is the change of θ divided by the learning rate and the number of passes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -71,9 +72,13 @@ class Settings:
 
 
 def algorithm(name: str, world: World, of: str, settings: Settings) -> Report:
-    """Return what the update of `name` is in expectation, on all batches and as the trainer draws them."""
+    """Return what the update of `name` is in expectation, on all batches and as the trainer draws them.
+
+    ConfigError for a name that is not in `ALGORITHMS` and for settings out of range.
+    """
+    check(name, settings)
     draws = some_draws(world, num_groups=settings.num_groups, group_size=settings.group_size)
-    update = update_of(name, world, settings)
+    update = update_of(name, world, settings, length=draws.paths.actions.shape[1])
 
     def change(batch: Batch) -> Tensor:
         return _change(batch, world, update, settings)
@@ -92,30 +97,56 @@ def algorithm(name: str, world: World, of: str, settings: Settings) -> Report:
         tables=(Table(of, f"{of}: {described(world)}", columns(found), tuple(map(row, found))),),
         notes=(
             f"Update = change of θ / (lr · passes), with lr = {settings.lr:g} and {settings.num_epochs} "
-            f"passes over batches of {settings.num_groups} × {settings.group_size} trajectories.",
-            *_sampled(of, found),
+            f"{'pass' if settings.num_epochs == 1 else 'passes'} over batches of {settings.num_groups} × "
+            f"{settings.group_size} trajectories.",
+            *_notes(of, world, found),
         ),
         figures={f"algorithm_{name}": figure(of, found)},
     )
 
 
-def _sampled(of: str, found: list[Finding]) -> list[str]:
-    return [sampling_note(of, found)] if any(f.error for f in found) else []
+def check(name: str, settings: Settings) -> None:
+    """ConfigError for a name that is not in `ALGORITHMS` and for settings out of range."""
+    if name not in ALGORITHMS:
+        raise ConfigError(f"lab algorithm {name}: no such algorithm. Known: {', '.join(ALGORITHMS)}.")
+    for of in ("group_size", "num_groups", "num_epochs"):
+        if getattr(settings, of) < 1:
+            raise ConfigError(f"{of}={getattr(settings, of)}: found a value out of range. Use 1 or more.")
+    if not 0 < settings.lr < math.inf:
+        raise ConfigError(f"lr={settings.lr:g}: the update is divided by it. Use more than 0.")
+    if not (0 <= settings.clip_low <= 1 and settings.clip_high >= 0):
+        raise ConfigError(
+            f"clip_low={settings.clip_low:g}, clip_high={settings.clip_high:g}: found one out of range. Use "
+            "a clip_low of 0 to 1 and a clip_high of 0 or more."
+        )
+    if name not in FAMILY and settings.num_epochs > 1:
+        raise ConfigError(
+            f"num_epochs={settings.num_epochs} with {name}: the page takes one step on a batch. Use "
+            f"num_epochs=1, or one of {', '.join(FAMILY)}."
+        )
 
 
-def update_of(name: str, world: World, settings: Settings) -> Update:
-    """Return (policy, optimizer, trajectories) → metrics: the algorithm's page, credit and update."""
+def _notes(of: str, world: World, found: list[Finding]) -> list[str]:
+    notes = [sampling_note(of, found)] if any(f.error for f in found) else []
+    if world.mdp.gamma < 1:
+        notes.append(f"The page does not discount: it is held against the ∇J of γ = {world.mdp.gamma:g}.")
+    return notes
+
+
+def update_of(name: str, world: World, settings: Settings, *, length: int) -> Update:
+    """Return (policy, optimizer, trajectories) → metrics: the algorithm's page, credit and update.
+
+    `length` is the longest that a trajectory can be.
+    """
     if name == "reinforce_page":
         j = float(expected_return(world.mdp, softmax_policy(world.mdp, world.theta)))
         page = reinforce.Settings()
         return lambda policy, optimizer, batch: reinforce.update(
             policy, optimizer, reinforce.credit(page, j, batch)[0]
         )
-    if name not in FAMILY:
-        raise ConfigError(f"lab algorithm {name}: no such algorithm. Known: {', '.join(ALGORITHMS)}.")
     family = FAMILY[name]
     numbers = grpo.Settings(
-        length=_length(world),
+        length=length,
         clip_low=settings.clip_low,
         clip_high=settings.clip_high,
         num_epochs=settings.num_epochs,
@@ -163,7 +194,3 @@ def _change(batch: Batch, world: World, update: Update, settings: Settings) -> T
     update(policy, Ascent(policy.module, settings.lr), trajectories(batch))
     moved = policy.module.theta.detach() - world.theta
     return moved.flatten() / (settings.lr * settings.num_epochs)
-
-
-def _length(world: World) -> int:
-    return world.mdp.num_states if world.paths is None else world.paths.actions.shape[1]

@@ -24,14 +24,16 @@ SAME_END = 1.04
 
 COLUMNS = (
     Column("name", "estimator", ""),
+    Column("what", "credit", ""),
     Column("norm_ratio", "length", ".4f"),
     Column("cosine", "cosine", ".5f"),
     Column("relative_bias", "bias", ".4f"),
     Column("variance", "variance", ".2f"),
-    Column("what", "credit", ""),
 )
 SAMPLED_COLUMN = Column("error", "±", ".2g")
-"""Shown behind the bias where some numbers come from a sample."""
+"""Shown where some numbers come from a sample."""
+SAMPLED_COLUMNS = (COLUMNS[0], *COLUMNS[2:5], SAMPLED_COLUMN, COLUMNS[5], COLUMNS[1])
+"""The same with ±, in an order in which a narrow window leaves out words and no number."""
 FAR = 3
 """A sampled E ĝ that is nearer to ∇J than so many times its error is not told apart from it."""
 
@@ -75,7 +77,7 @@ def row(finding: Finding) -> Row:
 
 def columns(findings: Sequence[Finding]) -> tuple[Column, ...]:
     """Return the columns that people see."""
-    return COLUMNS if all_exact(findings) else (*COLUMNS[:4], SAMPLED_COLUMN, *COLUMNS[4:])
+    return COLUMNS if all_exact(findings) else SAMPLED_COLUMNS
 
 
 def all_exact(findings: Sequence[Finding]) -> bool:

@@ -10,6 +10,8 @@ trajectories. What it returns says what it is:
 
 import importlib.util
 import inspect
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -66,10 +68,14 @@ def load(spec: str) -> Own:
     module_spec = importlib.util.spec_from_file_location(f"gradhat_estimator_{path.stem}", path)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        raise EstimatorError(f"estimator {spec}: importing {path} raised {_said(error)}. Mend it.") from error
+        del sys.modules[module.__name__]
+        raise EstimatorError(
+            f"estimator {spec}: importing {path} raised {_said(error, path)}. Mend it."
+        ) from error
     found = getattr(module, name, None)
     if not callable(found):
         there = [key for key, value in vars(module).items() if inspect.isfunction(value)]
@@ -131,7 +137,8 @@ def _weights(function: Own, spec: str, wanted: list[str], batch: Outcomes) -> Te
         answer = function(**{name: values[name].clone() if name != "logp" else logp for name in wanted})
     except Exception as error:
         raise EstimatorError(
-            f"estimator {spec}: raised {_said(error)} on a batch of {tuple(logp.shape)}. Mend it."
+            f"estimator {spec}: raised {_said(error, Path(spec.rpartition(':')[0]))} on a batch "
+            f"of {tuple(logp.shape)}. Mend it."
         ) from error
     return _as_weights(answer, logp, spec)
 
@@ -146,12 +153,7 @@ def _as_weights(answer: Any, logp: Tensor, spec: str) -> Tensor:
             "Does it divide by the spread of a batch whose rewards are all equal?"
         )
     if answer.dim() == 0:
-        if not answer.requires_grad:
-            raise EstimatorError(
-                f"estimator {spec}: returned a number that does not depend on logp. A loss takes logp; "
-                f"credit has the shape [{size}] or {list(logp.shape)}."
-            )
-        return -torch.autograd.grad(answer, logp)[0]
+        return -_slope(answer, logp, spec)
     if tuple(answer.shape) not in ((size,), tuple(logp.shape)):
         raise EstimatorError(
             f"estimator {spec}: returned {tuple(answer.shape)}. Return the credit of {size} trajectories, "
@@ -159,6 +161,21 @@ def _as_weights(answer: Any, logp: Tensor, spec: str) -> Tensor:
         )
     credit = answer.detach().double().reshape(size, -1).expand_as(logp)
     return credit / size
+
+
+def _slope(loss: Tensor, logp: Tensor, spec: str) -> Tensor:
+    slope = torch.autograd.grad(loss, logp, allow_unused=True)[0] if loss.requires_grad else None
+    if slope is None:
+        raise EstimatorError(
+            f"estimator {spec}: returned a number that does not depend on logp. A loss takes logp; "
+            f"credit has the shape [{len(logp)}] or {list(logp.shape)}."
+        )
+    if not bool(slope.isfinite().all()):
+        raise EstimatorError(
+            f"estimator {spec}: returned a loss whose derivative by logp is {slope.flatten().tolist()}: "
+            "asked for finite numbers. Does it take a root or a logarithm of 0?"
+        )
+    return slope
 
 
 def _symmetric(specimen: Specimen, world: World, group_size: int) -> bool:
@@ -175,9 +192,7 @@ def _probe(weights: Weights, draws: Draws, rows: Tensor) -> Tensor:
     return torch.cat([weights(part).reshape(part.num_draws, rows.shape[1], -1) for _, part in some.batches()])
 
 
-def _said(error: Exception) -> str:
-    """Return the error with the line of the file it came from."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{type(error).__name__}: {error}" + (f" (line {trace.tb_lineno})" if trace is not None else "")
+def _said(error: Exception, file: Path) -> str:
+    """Return the error with the last line of `file` that led to it. A syntax error says its line itself."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == file.name]
+    return f"{type(error).__name__}: {error}" + (f" (line {frames[-1].lineno})" if frames else "")

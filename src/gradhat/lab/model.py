@@ -57,13 +57,13 @@ SAME = 1e-9
 COLUMNS = (
     Column("estimator", "estimator", ""),
     Column("group_size", "G", "d"),
+    Column("noise_scale", "samples", ".0f"),
     Column("snr", "snr", ".4f"),
     Column("snr_low", "from", ".4f"),
     Column("snr_high", "to", ".4f"),
     Column("cosine", "cosine", ".3f"),
     Column("cosine_low", "from", ".3f"),
     Column("cosine_high", "to", ".3f"),
-    Column("noise_scale", "samples for snr 1", ".0f"),
     Column("silent", "silent", ".2f"),
 )
 INTERVALS = (
@@ -302,22 +302,34 @@ def report(lines: Sequence[Line], rewards: Interval, *, subject: str) -> Report:
     """Return what was measured as a table, a figure and how to read them."""
     first = lines[0]
     rows = [as_row(line) for line in lines]
-    clear = [line for line in lines if line.snr.low > 0]
-    best = min(clear or lines, key=lambda line: line.noise_scale.mean)
     return Report(
         question="How much of the sampled gradient is signal?",
         tables=(Table("model", subject, COLUMNS, tuple(rows)),),
         notes=(
             f"{len(first.gram)} batches, mean reward {rewards.mean:.3f} "
-            f"[{rewards.low:.3f}, {rewards.high:.3f}]. "
-            "snr = ‖E ĝ‖² / tr Cov(ĝ) of one batch, cosine = that between the gradients of two halves of the "
-            "batches, both with 95 % intervals; silent = share of groups whose rewards are all equal.",
-            f"The least noise for the samples: {best.estimator} with groups of {best.group_size}."
-            if clear
-            else "Every interval of the signal-to-noise ratio holds 0: these batches separate no "
-            "estimator from noise. Take more --batches.",
+            f"[{rewards.low:.3f}, {rewards.high:.3f}]. samples = trajectories at which signal equals noise: "
+            "fewer is better, at any G. snr = ‖E ĝ‖² / tr Cov(ĝ) of one batch; cosine: between the "
+            "gradients of two halves of the batches, both with 95 % intervals; silent = share of groups whose "
+            "rewards are all equal.",
+            verdict(lines),
         ),
         figures={"model": figure(lines)},
+    )
+
+
+def verdict(lines: Sequence[Line]) -> str:
+    """Return what the signal-to-noise ratios allow to say, in a sentence or three."""
+    clear = [line for line in lines if line.snr.low > 0]
+    if not clear:
+        return (
+            "Every interval of the signal-to-noise ratio holds 0: these batches separate no estimator from "
+            "noise. Take more --batches."
+        )
+    best = min(clear, key=lambda line: line.noise_scale.mean)
+    names = ", ".join(f"{line.estimator} (G = {line.group_size})" for line in clear)
+    return (
+        f"Clear of 0: {names}. The fewest samples: {best.estimator} with groups of {best.group_size}. "
+        "An interval in forty lies above 0 by chance."
     )
 
 
@@ -349,6 +361,7 @@ def figure(lines: Sequence[Line]) -> "Figure":
             ax.plot([found.low, found.high], [y, y], color=colour, lw=1)
             ax.plot([found.mean], [y], "o", color=colour, ms=4)
         ax.axvline(0, color=FAINT, lw=0.8)
+        ax.locator_params(axis="x", nbins=5)
         ax.set_yticks(range(len(lines)), [f"{x.estimator}, G = {x.group_size}" for x in reversed(lines)])
         name_axes(ax, title=title, x=f"{name}, with its 95 % interval", y="")
     return drawn
