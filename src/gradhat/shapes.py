@@ -20,19 +20,6 @@ def check_same(**tensors: Tensor) -> None:
             )
 
 
-def check_broadcast(shape: torch.Size, **tensors: Tensor) -> None:
-    """Raise ValueError unless each tensor has as many dimensions as `shape` and each is that size or 1."""
-    for name, tensor in tensors.items():
-        fits = tensor.dim() == len(shape) and all(
-            n in (1, m) for n, m in zip(tensor.shape, shape, strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"{name} {tuple(tensor.shape)} with {tuple(shape)}: each dimension must be the same or 1. "
-                f"Pass {name} with {len(shape)} dimensions."
-            )
-
-
 def zero_one(mask: Tensor, name: str = "mask") -> Tensor:
     """Return `mask` as floating 0 and 1. ValueError for anything else: advantages would go unnoticed."""
     if mask.dtype is torch.bool:

@@ -39,7 +39,7 @@ def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[s
     assert cli.main(["trian"]) == 2
     error = capsys.readouterr().err
     assert "Did you mean train?" in error
-    assert "Known: train, recipes, eval, chat, play." in error
+    assert "Known: train, recipes, eval, chat, lab, play." in error
 
 
 def test_no_command_prints_the_usage_and_fails(capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,3 +135,12 @@ def test_wrong_arguments_are_named() -> None:
     for wrong in (torch.zeros(0), torch.zeros(2, 2)):
         with pytest.raises(ValueError, match=r"one return per trajectory, \[B\]"):
             baseline.moving_average(0.0, wrong, decay=0.5)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_returns_are_floating() -> None:
+    with pytest.raises(ValueError, match=r"^returns torch.int64: .* Pass returns\.float\(\)"):
+        baseline.moving_average(0.0, torch.tensor([1, 2]), decay=0.5)
+    # An integer 0.5 would be 0.
+    with pytest.raises(ValueError, match=r"^returns torch.int64: "):
+        baseline.constant(torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.bool), value=0.5)

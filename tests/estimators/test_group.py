@@ -303,6 +303,30 @@ def test_dividing_by_the_standard_deviation_turns_the_gradient(size: int) -> Non
     assert 0.9 < cosine < 0.9999  # a pure rescaling would give 1
 
 
+def test_one_deviation_for_two_prompts_in_plain_python() -> None:
+    # Two prompts with two samples each; the gradient with respect to the first prompt's logits.
+    other, p, r = [5.0, 2.0, 3.0], POLICY.tolist(), ARMS.tolist()
+    expected, actions = [0.0] * 3, list(itertools.product(range(3), repeat=4))
+    for a, b, c, d in actions:
+        drawn = [r[a], r[b], other[c], other[d]]
+        credit = [(x - statistics.fmean(drawn[:2])) / (statistics.stdev(drawn) + 1e-4) for x in drawn[:2]]
+        for k in range(3):
+            score = credit[0] * ((a == k) - p[k]) + credit[1] * ((b == k) - p[k])
+            expected[k] += p[a] * p[b] * p[c] * p[d] * score / 2
+    found, second = torch.zeros(3, dtype=F64), torch.tensor(other, dtype=F64)
+    for a, b, c, d in actions:
+        rewards = torch.stack([ARMS[a], ARMS[b], second[c], second[d]])
+        ids = torch.tensor([0, 0, 1, 1])
+        adv = (rewards - group.group_mean(rewards, ids)) / group.batch_std(rewards, ids)
+        score = torch.nn.functional.one_hot(torch.tensor([a, b]), 3) - POLICY
+        found += POLICY[[a, b, c, d]].prod() * (adv[:2] @ score) / 2
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=F64), atol=1e-12, rtol=0)
+    # A deviation that the other prompt shares turns the gradient less than a group's own.
+    own = expected_gradient(2, group.group_mean, group.group_std)
+    cosine = torch.nn.functional.cosine_similarity(torch.stack([own, found]), exact_gradient()[None])
+    assert cosine[0] < cosine[1] < 0.9999
+
+
 def test_at_two_samples_dividing_by_the_standard_deviation_keeps_only_the_order_of_the_arms() -> None:
     # With G = 2 the advantage is sign(r_i - r_j) / √2: E ĝ_k = π_k / √2 · Σ_j π_j sign(r_k - r_j).
     sign = (ARMS[:, None] - ARMS[None, :]).sign()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -12,6 +13,13 @@ from rows import F64, Rows, ragged, random_rows, rates
 from torch import Tensor
 
 from gradhat.estimators import returns
+from gradhat.estimators.gae import gae
+from gradhat.estimators.offpolicy import per_decision, retrace, vtrace
+from gradhat.exact.enumerate import paths
+from gradhat.exact.gradient import by_theorem
+from gradhat.exact.mdp import softmax_policy
+from gradhat.exact.solve import evaluate_finite
+from gradhat.exact.zoo import random_mdp
 
 few = settings(max_examples=50, deadline=None, derandomize=True)
 
@@ -273,3 +281,105 @@ def test_the_arguments_are_left_as_they_are() -> None:
 def test_wrong_arguments_are_named(call: Callable[[], Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.long])
+def test_flags_are_bool(dtype: torch.dtype) -> None:
+    """As replay buffers hold them, 0 and 1: `~` on an integer would be -1 and -2, not false and true."""
+    flag, own = SECOND.to(dtype), ~NEVER
+    for call, name in (
+        (lambda: returns.to_go(R, flag, own, gamma=1.0), "ended"),
+        (lambda: returns.n_step(R, NEXT, flag, SECOND, own, gamma=1.0, n=1), "terminated"),
+        (lambda: returns.lambda_returns(R, NEXT, SECOND, flag, own, gamma=1.0, lam=1.0), "ended"),
+        (lambda: gae(R, R, NEXT, flag, SECOND, own, gamma=1.0, lam=1.0), "terminated"),
+        (lambda: gae(R, R, NEXT, SECOND, flag, own, gamma=1.0, lam=1.0), "ended"),
+        (
+            lambda: vtrace(R, R, NEXT, R, flag, SECOND, own, gamma=1.0, rho_max=1.0, c_max=1.0),
+            "terminated",
+        ),
+        (lambda: retrace(R, R, NEXT, R, SECOND, flag, own, gamma=1.0, lam=1.0), "ended"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} {dtype}: .* Pass {name}\.bool\(\)"):
+            call()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_are_floating() -> None:
+    own = ~NEVER
+    for call, name in (
+        (lambda: returns.to_go(own, SECOND, own, gamma=1.0), "rewards"),
+        (lambda: gae(R, own, NEXT, SECOND, SECOND, own, gamma=1.0, lam=1.0), "values"),
+        (lambda: retrace(R, R, own, R, SECOND, SECOND, own, gamma=1.0, lam=1.0), "next_values"),
+        (lambda: per_decision(R, own, own, gamma=1.0), "log_ratio"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} torch.bool: .* Pass {name}\.float\(\)"):
+            call()
+
+
+# --- as estimators of the gradient: a bootstrap and its bias -----------------------------------------------
+
+WORLD = random_mdp(3, 2, seed=4, gamma=GAMMA, horizon=3, num_terminal=1)
+THETA = torch.tensor([[0.4, -0.3], [-0.8, 0.5], [0.0, 0.0]], dtype=F64)
+WALKS = paths(WORLD)
+POLICY = softmax_policy(WORLD, THETA)
+TRUE = evaluate_finite(WORLD, POLICY)
+BEYOND = 2.5
+"""What a wrong value says of a living state at the cut, where nothing counts any more."""
+
+
+def wrong_values() -> Tensor:
+    """`[H + 1, S]`: off by up to 2 everywhere but at the end of the world."""
+    values = TRUE.v + torch.rand(TRUE.v.shape, dtype=F64, generator=torch.Generator().manual_seed(1)) * 4 - 2
+    values[-1] = BEYOND
+    return values.masked_fill(WORLD.terminal, 0)
+
+
+def estimated(values: Tensor, target: Callable[..., Tensor]) -> Tensor:
+    """E Σ_t γ^t ∇ log π(a_t | s_t) · (target_t - V_t(s_t)) over every trajectory."""
+    now = values[torch.arange(3), WALKS.states]
+    beyond = values.new_full((len(WALKS), 1), float(values[-1].max()))
+    following = torch.cat([values[torch.arange(1, 3), WALKS.states[:, 1:]], beyond], 1)
+    ended = WALKS.terminated | WALKS.truncated
+    credit = target(WALKS.rewards, following, WALKS.terminated, ended, WALKS.mask, gamma=GAMMA) - now
+    weight = WALKS.probability(THETA)[:, None] * returns.discounts(WALKS.mask.to(F64), gamma=GAMMA)
+    theta = THETA.clone().requires_grad_()
+    (found,) = torch.autograd.grad((weight * credit * WALKS.logp(theta)).sum(), theta)
+    return found
+
+
+def bias(values: Tensor, trace: Callable[[int], float]) -> Tensor:
+    """What the error of the value adds, from the tables of the world.
+
+    It reaches a step through the bootstraps after it: `trace(i)` is how much of the i-th one is handed on to
+    the next instead, of the last one at the cut nothing.
+    """
+    error, total = (values - TRUE.v).masked_fill(WORLD.terminal, 0), torch.zeros_like(THETA)
+    for t in range(3):
+        reached = POLICY.new_zeros(3, 2)
+        weight, ahead = 1.0, WORLD.transition  # chance of the state after i more steps, given (s, a)
+        for i in range(1, 4 - t):
+            stays = trace(i) if t + i < 3 else 0.0
+            reached += weight * (1 - stays) * GAMMA**i * (ahead @ error[t + i])
+            weight *= stays
+            ahead = torch.einsum("sau,uv,uvx->sax", ahead * ~WORLD.terminal, POLICY, WORLD.transition)
+        centred = reached - (POLICY * reached).sum(-1, keepdim=True)
+        total += TRUE.occupancy[t][:, None] * POLICY * centred
+    return total
+
+
+TARGETS: list[tuple[Callable[..., Tensor], Callable[[int], float]]] = [
+    *((partial(returns.n_step, n=n), lambda i, n=n: float(i < n)) for n in (1, 2, 3)),
+    *((partial(returns.lambda_returns, lam=lam), lambda _, lam=lam: lam) for lam in (0.0, 0.6, 1.0)),
+]
+
+
+@pytest.mark.parametrize(("target", "trace"), TARGETS)
+def test_with_the_exact_value_a_bootstrap_is_unbiased_and_a_wrong_one_adds_its_error(
+    target: Callable[..., Tensor], trace: Callable[[int], float]
+) -> None:
+    truth = by_theorem(WORLD, THETA)
+    close(estimated(TRUE.v, target), truth)
+    added = bias(wrong_values(), trace)
+    assert added.abs().max() > 0.01
+    close(estimated(wrong_values(), target), truth + added)

@@ -163,3 +163,14 @@ def test_a_world_with_endless_trajectories_is_not_enumerated() -> None:
         by_enumeration(mdp, random_theta(mdp, 0))
     with pytest.raises(ValueError, match=r"found 768\b.*limit is 700"):
         by_enumeration(random_mdp(), random_theta(random_mdp(), 0), limit=700)
+
+
+def test_where_the_policy_never_acts_the_fisher_matrix_is_zero() -> None:
+    mdp = random_mdp(horizon=2)
+    mdp = replace(
+        mdp,
+        own=torch.zeros_like(mdp.own),
+        transition=mdp.transition[:, :1].expand_as(mdp.transition),
+        reward=mdp.reward[:, :1].expand_as(mdp.reward),
+    )
+    assert not fisher(mdp, random_theta(mdp, 0)).any()

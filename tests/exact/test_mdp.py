@@ -90,7 +90,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gamma above 1": ({"gamma": 1.1}, r"gamma=1\.1: a discount lies in \[0, 1\]\. Choose"),
     "gamma below 0": ({"gamma": -0.1}, r"gamma=-0\.1"),
     "no gamma": ({"gamma": float("nan")}, "gamma=nan"),
-    "no step": ({"horizon": 0}, "horizon=0: a trajectory has at least 1 step"),
+    "no step": ({"horizon": 0}, "horizon=0: a trajectory has a whole number of steps"),
+    "half a step": ({"horizon": 2.5}, r"horizon=2\.5: a trajectory has a whole number of steps"),
+    "P of no axis": ({"transition": torch.tensor(1.0)}, r"transition \(\): P needs the shape \[S, A, S\]"),
     "an endless reward": (
         {"reward": changed(torch.ones(3, 2, 3), (1, 0, 2), torch.inf)},
         r"reward\[1, 0, 2\]=inf: rewards must be finite",

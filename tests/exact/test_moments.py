@@ -32,6 +32,7 @@ from gradhat.exact.moments import (
     moments,
     one_by_one,
     tabulated,
+    totals,
     weighted,
 )
 from gradhat.exact.zoo import WorldTurn, bandit, chain, corridor, random_mdp, token_mdp
@@ -322,6 +323,40 @@ def test_counting_is_listing(name: str, world: str, num_groups: int, group_size:
     assert (len(by_class.probability) < len(found) / 1.5) == (world != "random")
     ours = counted(by_class, weights, num_groups=num_groups, group_size=group_size)
     close(ours, moments(listed, weighted(weights)))
+
+
+BY_RETURN: dict[str, Credit] = {
+    name: BY_CLASS[name] for name in ("total_return", "leave_one_out", "batch_mean", "standardised")
+}
+
+
+@pytest.mark.parametrize("name", BY_RETURN)
+@pytest.mark.parametrize("world", COUNTABLE)
+@pytest.mark.parametrize(("num_groups", "group_size"), [(1, 3), (2, 2)])
+def test_returns_alone_are_enough_for_credit_that_is_a_function_of_them(
+    name: str, world: str, num_groups: int, group_size: int
+) -> None:
+    found, weights = paths(COUNTABLE[world]), BY_RETURN[name]
+    theta = random_theta(COUNTABLE[world], 3)
+    by_return = totals(found, theta)
+    assert len(by_return.probability) < len(classes(found, theta).probability) or world in (
+        "corridor",
+        "random",
+    )
+    ours = counted(by_return, weights, num_groups=num_groups, group_size=group_size)
+    close(ours, moments(draws(found, theta, num_groups=num_groups, group_size=group_size), weighted(weights)))
+
+
+def test_a_binary_reward_makes_two_classes_whatever_the_length() -> None:
+    mdp = token_mdp(3, 3)
+    found, theta = paths(mdp), random_theta(mdp, 0)
+    by_return = totals(found, theta)
+    won = found.returns() == 1
+    assert by_return.paths.rewards.flatten().tolist() == [0, 1]
+    assert float(by_return.probability[1]) == pytest.approx(float(found.probability(theta)[won].sum()))
+    ours = counted(by_return, compared(group.leave_one_out), group_size=16)
+    truth = twins.true_gradient(twins.all_paths(mdp), theta, mdp.gamma)
+    assert torch.allclose(ours.mean, truth.flatten(), rtol=0, atol=1e-14)
 
 
 def by_binomial(theta: Tensor, wins: Tensor, weights: Callable[[int], tuple[float, float]]) -> Moments:

@@ -289,6 +289,9 @@ def test_a_policy_is_a_distribution_per_state(unchecked: None) -> None:
         evaluate_finite(cut, wrong)
     with pytest.raises(ValueError, match=r"policy\[0\] has a negative"):
         evaluate(mdp, torch.tensor([[1.5, -0.5]] * 3, dtype=torch.float64))
+    for asked, world in ((evaluate, mdp), (evaluate_finite, cut)):
+        with pytest.raises(ValueError, match=r"policy torch.float32: .* theta\.double\(\)\.softmax"):
+            asked(world, torch.full((3, 2), 0.5))
 
 
 def test_the_uniform_walk_down_the_corridor() -> None:

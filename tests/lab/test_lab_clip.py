@@ -210,7 +210,13 @@ def test_settings_that_mean_nothing_are_refused() -> None:
     for settings, message in (
         ({"group_size": 1, "epochs": 2, "lr": 1.0}, "--group-size 1: found less than 2"),
         ({"group_size": 2, "epochs": 0, "lr": 1.0}, "--epochs 0: found less than 1"),
-        ({"group_size": 2, "epochs": 2, "lr": 0.0}, "--lr 0"),
+        ({"group_size": 2, "epochs": 2, "lr": 0.0}, "--lr 0: .* Use more than 0"),
+        ({"group_size": 2, "epochs": 2, "lr": -1.0}, "--lr -1: "),
+        ({"group_size": 2, "epochs": 2, "lr": math.nan}, "--lr nan: "),
+        ({"group_size": 2, "epochs": 2, "lr": math.inf}, "--lr inf: "),
+        ({"group_size": 2, "epochs": 2, "lr": 1e300}, r"--lr 1e\+300: .*double precision"),
+        ({"group_size": 2, "epochs": 2, "lr": 1.7e308}, r"--lr 1\.7e\+308: .*double precision"),
+        ({"group_size": 2, "epochs": 2, "lr": 1e-300}, "--lr 1e-300: .*the length 0"),
     ):
         with pytest.raises(ConfigError, match=message):
             lab.clip(start, **settings)
@@ -220,7 +226,7 @@ def test_worlds_without_a_slope_or_without_an_end_are_refused() -> None:
     with pytest.raises(ConfigError, match="it is zero at this policy"):
         lab.clip({"flat": world(bandit((1.0, 1.0)), seed=0, spread=0.5)}, group_size=2, epochs=1, lr=1.0)
     theta = torch.zeros(48, 4, dtype=torch.float64)
-    with pytest.raises(ConfigError, match="found inf"):
+    with pytest.raises(ConfigError, match="found endlessly many"):
         lab.clip({"cliff_walk": World(cliff_walk(), theta, theta)}, group_size=2, epochs=1, lr=1.0)
 
 

@@ -17,7 +17,7 @@ from gradhat.errors import ConfigError
 from gradhat.exact.enumerate import draws, paths
 from gradhat.exact.mdp import TabularMDP, softmax_policy
 from gradhat.exact.solve import evaluate_finite
-from gradhat.exact.zoo import WorldTurn, bandit, cliff_walk, random_mdp, token_mdp
+from gradhat.exact.zoo import ZOO, WorldTurn, bandit, cliff_walk, random_mdp, token_mdp
 from gradhat.lab import kl as lab
 from gradhat.lab.figure import BLUE, FAINT, RED
 from gradhat.lab.microscope import World, ascent, world
@@ -246,15 +246,78 @@ def test_the_policy_is_the_reference_after_exact_steps() -> None:
 
 def test_a_policy_that_did_not_move_is_refused() -> None:
     start = world(bandit(), seed=0, spread=0.5)
-    for settings in ({"updates": 0, "lr": 1.0}, {"updates": 5, "lr": 0.0}):
-        with pytest.raises(ConfigError, match=r"still π_ref.*--updates"):
-            lab.kl({"bandit": start}, **settings)
+    with pytest.raises(ConfigError, match=r"still π_ref.*larger --lr"):
+        lab.kl({"bandit": start}, updates=5, lr=1e-300)
+    flat = world(bandit((1.0, 1.0)), seed=0, spread=0.5)
+    with pytest.raises(ConfigError, match=r"still π_ref.*another --mdp"):
+        lab.kl({"flat": flat}, updates=5, lr=1.0)
+
+
+@pytest.mark.parametrize("lr", [1e6, 1e300, 1.7e308])
+@pytest.mark.parametrize("make", [bandit, lambda: bandit((9.0, -9.0))])
+def test_a_policy_that_moved_until_nothing_has_a_slope_is_refused(
+    make: Callable[[], TabularMDP], lr: float
+) -> None:
+    with pytest.raises(ConfigError, match=r"moved so far.*smaller --lr") as refused:
+        lab.kl({"bandit": world(make(), seed=0, spread=0.5)}, updates=10, lr=lr)
+    assert "still" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"updates": 0}, "--updates 0: .*still π_ref.* Use 1 or more"),
+        ({"updates": -1}, "--updates -1: "),
+        ({"lr": 0.0}, "--lr 0: .* Use more than 0"),
+        ({"lr": -5.0}, "--lr -5: "),
+        ({"lr": math.nan}, "--lr nan: "),
+        ({"lr": math.inf}, "--lr inf: "),
+    ],
+)
+def test_settings_out_of_range_are_named(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        lab.kl({"bandit": world(bandit(), seed=0, spread=0.5)}, **{"updates": 2, "lr": 1.0, **settings})
+
+
+def of_two_tokens(*, first: float, second: float) -> lab.Setting:
+    """π_ref is uniform over two words and the end; π has word 1 less, by these differences of logits."""
+    everything = paths(token_mdp(2, 2))
+    theta_ref = torch.zeros(int(everything.observations.max()) + 1, 3, dtype=torch.float64)
+    theta = theta_ref.clone()
+    theta[:, 1] = -second
+    theta[everything.observations[0, 0], 1] = -first
+    return lab.Setting(everything, theta, theta_ref)
+
+
+def test_a_note_says_where_k3_is_held() -> None:
+    # log ⅓ − log(e^-x / (2 + e^-x)) = x − log 1.5 and a little more.
+    assert lab.bound_notes("x", of_two_tokens(first=9.0, second=9.0)) == []
+    (whole,) = lab.bound_notes("x", of_two_tokens(first=13.0, second=12.0))
+    assert whole.startswith(
+        "x: log(ref/π) reaches 12.6 in a step and 24.2 over a trajectory. k3 follows it to 20 "
+    )
+    (step,) = lab.bound_notes("x", of_two_tokens(first=25.0, second=0.0))
+    assert "reaches 24.6 in a step" in step
+    start = world(ZOO["corridor"](), seed=0, spread=0.5)
+    report = lab.kl({"corridor": start}, updates=10, lr=5.0)
+    assert report.notes[-1].startswith("corridor: log(ref/π) reaches")
+    # What the note says: held, the mean is below the KL.
+    held = next(r for r in report.tables[1].rows if (r["kind"], r["of"]) == ("k3", "whole trajectory"))
+    assert float(held["ratio"]) < 1 - 1e-6
+    # The longest number of the noise stays short, and within its panel.
+    figure = report.figures["kl_corridor"]
+    figure.draw_without_rendering()
+    _, noise = figure.axes
+    largest = max(float(row["variance"]) for row in report.tables[0].rows)
+    (label,) = (text for text in noise.texts if text.get_text() == f"{largest:.2g}")
+    assert largest > 1e8 and "e+" in label.get_text()
+    assert all(Text.get_window_extent(text).x1 <= noise.get_window_extent().x1 + 1 for text in noise.texts)
 
 
 def test_a_world_that_cannot_be_listed_is_refused() -> None:
     mdp = cliff_walk()
     theta = torch.zeros(48, 4, dtype=torch.float64)
-    with pytest.raises(ConfigError, match="found inf"):
+    with pytest.raises(ConfigError, match="found endlessly many"):
         lab.kl({"cliff_walk": World(mdp, theta, theta)}, updates=1, lr=1.0)
 
 

@@ -1,5 +1,6 @@
 """Off-policy corrections: against loops over trajectories, against each other, and against known limits."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lived import Life, check_labels, gradient, lives, policy, score, seen, total, value
+from matplotlib.text import Text
 
 from gradhat.errors import ConfigError
 from gradhat.estimators.offpolicy import effective_sample_size
@@ -26,13 +30,14 @@ from gradhat.exact.zoo import (
     two_states,
 )
 from gradhat.lab import shelf
-from gradhat.lab.figure import COLOURS, INK
+from gradhat.lab.figure import COLOURS, INK, spread
 from gradhat.lab.microscope import World, ascent, listed, world
 from gradhat.lab.report import Report
 from gradhat.lab.staleness import (
     FRESH,
     SAMPLES,
     Bounds,
+    Correction,
     along,
     corrections,
     point,
@@ -290,17 +295,106 @@ def test_no_label_covers_another_or_is_cut_off(name: str, lr: float) -> None:
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"updates": 0}, "updates=0"),
-        ({"lr": 0.0}, "lr=0"),
-        ({"bounds": Bounds(clip=-0.1)}, "clip=-0.1"),
-        ({"bounds": Bounds(cap=0.0)}, "cap=0"),
-        ({"bounds": Bounds(low=1.1)}, "low=1.1"),
-        ({"bounds": Bounds(high=0.9)}, "high=0.9"),
+        ({"updates": 0}, "--updates 0: .*Use 1 or more"),
+        ({"lr": 0.0}, "--lr 0: .*Use more than 0"),
+        ({"lr": math.nan}, "--lr nan: "),
+        ({"lr": math.inf}, "--lr inf: "),
+        ({"bounds": Bounds(clip=-0.1)}, "--clip -0.1: "),
+        ({"bounds": Bounds(cap=0.0)}, "--cap 0: "),
+        ({"bounds": Bounds(low=1.1)}, "--low 1.1: "),
+        ({"bounds": Bounds(high=0.9)}, "--high 0.9: "),
+        *(
+            ({"bounds": Bounds(**{flag: value})}, f"--{flag} {value:g}: .*Use ")
+            for flag in Bounds._fields
+            for value in (math.nan, math.inf)
+        ),
     ],
 )
 def test_settings_out_of_range_are_named(wrong: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         staleness({"x": of(bandit())}, **wrong)
+
+
+@pytest.mark.parametrize("lr", [1e6, 1e308])
+@pytest.mark.parametrize("name", ["bandit", "token", "corridor"])
+def test_updates_that_leave_no_gradient_are_named(name: str, lr: float) -> None:
+    """And not the seed of the policy."""
+    there = world(ZOO[name](), seed=0, spread=0.5)
+    with pytest.raises(ConfigError, match=r"--lr 1e\+.* zero after .*smaller --lr"):
+        staleness({"x": there}, updates=3, lr=lr)
+
+
+def test_an_action_that_neither_policy_takes_changes_nothing() -> None:
+    """A third arm with θ = -inf is a bandit of two arms."""
+    two, three = bandit((1.0, 0.0)), bandit((1.0, 0.0, 5.0))
+    theta = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    theta = theta.expand(two.num_observations, 2)
+    shut = torch.cat([theta, torch.full_like(theta[:, :1], -math.inf)], 1)
+    expected = along(World(two, theta, theta), 2, 1.5, corrections(TIGHT))
+    got = along(World(three, shut, shut), 2, 1.5, corrections(TIGHT))
+    for p, q in zip(got, expected, strict=True):
+        assert (p.kl, p.ess) == (pytest.approx(q.kl), pytest.approx(q.ess))
+        for f, g in zip(p.findings, q.findings, strict=True):
+            assert f.relative_bias == pytest.approx(g.relative_bias, abs=1e-12), f.name
+            assert f.variance == pytest.approx(g.variance), f.name
+
+
+def test_an_action_that_the_learner_has_given_up_is_weighed_with_zero() -> None:
+    """Its ratio underflows: exact corrections stay exact, and no number is lost."""
+    mdp = chain(3)
+    old = of(mdp).theta
+    new = old.clone()
+    new[1, 0] = -1e4
+    last = point(World(mdp, new, old), listed(World(mdp, new, old)), 1, corrections(TIGHT))
+    found = {f.name: f for f in last.findings}
+    assert all(math.isfinite(f.relative_bias) and math.isfinite(f.variance) for f in last.findings)
+    assert all(found[n].relative_bias < 1e-10 for n in EXACT)
+    assert math.isfinite(last.kl) and 0 < last.ess < 1
+
+
+def test_a_weight_that_is_no_number_is_refused() -> None:
+    there = of(bandit())
+    broken = Correction("broken", "log of nothing", lambda stale: stale.logp * math.nan)
+    with pytest.raises(
+        ValueError, match=r"the correction returned nan at \[0, 0\]: every weight must be finite"
+    ):
+        point(there, listed(there), 0, [broken])
+
+
+def test_labels_stay_within_the_height_of_their_panel() -> None:
+    """Most lines end near 0, at the lower edge: a label each, above one another."""
+    figure = staleness({"chain": world(chain(), seed=0, spread=0.5)}, lr=100.0).figures["staleness_chain"]
+    check_labels(figure)
+    for ax in figure.axes:
+        box = ax.get_window_extent()
+        labels = [Text.get_window_extent(text) for text in ax.texts]
+        assert min(b.y0 for b in labels) >= box.y0 - 2 and max(b.y1 for b in labels) <= box.y1 + 2
+
+
+POSITIONS = st.lists(st.floats(-50, 50), min_size=1, max_size=8).map(sorted)
+
+
+@given(wanted=POSITIONS, gap=st.floats(0.1, 5), low=st.floats(-60, 20), room=st.floats(0, 60))
+@settings(max_examples=60, deadline=None)
+def test_positions_within_limits_are_the_least_squares(
+    wanted: list[float], gap: float, low: float, room: float
+) -> None:
+    need = (len(wanted) - 1) * gap
+    high = low + need + room
+    found = spread(wanted, gap, low=low, high=high)
+    assert low - 1e-9 <= found[0] and found[-1] <= high + 1e-9
+    assert all(b - a >= gap - 1e-9 for a, b in itertools.pairwise(found))
+    # Projected onto the feasible set: no feasible direction brings it nearer, to any of its corners.
+    flat = [y - i * gap for i, y in enumerate(found)]
+    pull = [w - y for w, y in zip(wanted, found, strict=True)]
+    for split in range(len(flat) + 1):
+        vertex = [low] * split + [low + room] * (len(flat) - split)
+        assert sum(p * (v - y) for p, v, y in zip(pull, vertex, flat, strict=True)) <= 1e-6
+
+
+def test_positions_that_do_not_fit_go_beyond_both_limits_alike() -> None:
+    assert spread([0.0, 0.0, 9.0], 4.0, low=1.0, high=5.0) == [-1.0, 3.0, 7.0]
+    assert spread([], 4.0, low=1.0, high=0.0) == []
 
 
 def test_a_world_that_cannot_be_listed_or_learned_is_refused() -> None:

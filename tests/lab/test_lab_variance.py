@@ -26,7 +26,7 @@ from gradhat.estimators.baseline import moving_average
 from gradhat.exact.mdp import TabularMDP
 from gradhat.exact.zoo import ZOO, bandit, chain, cliff_walk, corridor, random_mdp, two_states
 from gradhat.lab import microscope
-from gradhat.lab.figure import BLUE, COLOURS, INK
+from gradhat.lab.figure import BLUE, COLOURS, INK, panels
 from gradhat.lab.microscope import World, world
 from gradhat.lab.report import Report, Row, Table
 from gradhat.lab.variance import (
@@ -38,6 +38,7 @@ from gradhat.lab.variance import (
     WRONG_V,
     Seen,
     Settings,
+    _draw_sizes,
     by_baseline,
     by_lambda,
     by_size,
@@ -284,6 +285,33 @@ def test_the_rescaled_group_mean_is_leave_one_out_and_falls_towards_the_exact_v(
     assert none > left_out[0] and left_out[-1] > of_start
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_group_mean_shortens_as_the_notes_say(size: int) -> None:
+    """To (G − 1)/G; with a discount the return to go otherwise."""
+    for gamma, alike in ((1.0, True), (0.7, False)):
+        there = of(replace(short(), gamma=gamma))
+        got = {(r["key"], r["what"]): r for r in quick(by_baseline(there, Settings(group_size=size)))}
+        share = (size - 1) / size
+        total, ahead = (got["group mean", c]["norm_ratio"] for c in ("total return", "return to go"))
+        assert total == pytest.approx(share, rel=1e-12)
+        assert (ahead == pytest.approx(share, rel=1e-9)) is alike
+
+
+def test_a_panel_of_a_short_range_has_several_ticks() -> None:
+    """Where the variance changes by less than a factor of 2."""
+    ends = (150.0, 290.0)
+    lines = [replace(found, variance=y) for found, y in zip(references(of(bandit())), ends, strict=False)]
+    seen = [Seen(key, 2, lines[0]) for key in (LEFT_OUT, RESCALED)]
+    drawn, (ax,) = panels(1, title="", width=7.0)
+    _draw_sizes(ax, seen, lines)
+    drawn.draw_without_rendering()
+    low, high = ax.get_ylim()
+    shown = [t.label1.get_text() for t in ax.yaxis.get_major_ticks() if low <= t.get_loc() <= high]
+    assert 4 <= len(shown) <= 7
+    assert all(float(text) % 10 == 0 for text in shown)
+    check_labels(drawn)
+
+
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_lines_to_compare_with_agree_with_loops(name: str) -> None:
     mdp = WORLDS[name]()
@@ -393,13 +421,18 @@ def test_the_credits_stand_on_the_side_of_their_dots() -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (Settings(group_size=1), "group sizes 1, 2"),
-        (Settings(sizes=()), "group sizes 4"),
-        (Settings(sizes=(4, 1)), "group sizes 4, 4, 1"),
-        (Settings(lams=()), "lams"),
-        (Settings(lams=(0.5, 1.5)), "lams"),
-        (Settings(error=-1.0), "error=-1"),
-        (Settings(decay=1.0), "decay=1"),
+        (Settings(group_size=1), "--group-size 1 --sizes 2"),
+        (Settings(sizes=()), "--sizes : found"),
+        (Settings(sizes=(4, 1)), "--group-size 4 --sizes 4 1: "),
+        (Settings(lams=()), "--lams : "),
+        (Settings(lams=(0.5, 1.5)), "--lams 0.5 1.5: "),
+        (Settings(lams=(0.5, math.nan)), "--lams 0.5 nan: "),
+        (Settings(error=-1.0), "--error -1: "),
+        (Settings(error=math.nan), "--error nan: "),
+        (Settings(error=math.inf), "--error inf: "),
+        (Settings(error=1e200), r"--error 1e\+200: .*Use 0 to 1e\+06"),
+        (Settings(decay=1.0), "--decay 1: "),
+        (Settings(decay=math.nan), "--decay nan: "),
     ],
 )
 def test_settings_out_of_range_are_named(settings: Settings, named: str) -> None:

@@ -340,3 +340,34 @@ def test_the_mean_over_padded_steps_is_not_one_over_d() -> None:
     torch.testing.assert_close(padded, exact_gradient() / 2, atol=1e-12, rtol=0)
     ours = expected_gradient(2, lambda mask: reduce.per_trajectory(mask, num_trajectories=2))
     assert (ours - padded).abs().max() > 0.01
+
+
+def test_every_prompt_counts_the_same_whatever_its_length() -> None:
+    # Two prompts with two answers each; the second's are rewarded ten times as much and are independent, so
+    # the batch falls apart into its prompts. Per prompt: the expectation of a quotient, in a double loop.
+    chance = step_logp(TABLE).sum(-1).exp()
+    scales = torch.tensor([1.0, 10.0], dtype=F64)
+    pairs = torch.tensor(list(itertools.product(range(7), repeat=2)))  # [49, 2]
+    rows = torch.stack([pairs.repeat_interleave(49, 0), pairs.repeat(49, 1)], 1)  # [49², prompt, answer]
+    probability = chance[rows].flatten(1).prod(1)
+    mask = LANGUAGE_MASK[rows.flatten()].to(F64)
+    group_tokens = LENGTHS[rows].sum(-1, keepdim=True).expand_as(rows).flatten()
+    weight = reduce.per_group(mask, group_tokens, num_groups=2)
+    adv = (REWARD[rows] * scales[:, None]).flatten()
+
+    def surrogate_of(table: Tensor) -> Tensor:
+        logp = step_logp(table)[rows.flatten()]
+        objective = surrogate.reinforce(ratios.on_policy(logp, logp, mask), adv[:, None])
+        return (probability.repeat_interleave(4)[:, None] * weight * objective).sum()
+
+    credit = torch.zeros(7, dtype=F64)
+    for i, j in itertools.product(range(7), repeat=2):
+        share = chance[i] * chance[j] / (LENGTHS[i] + LENGTHS[j])
+        credit[i] += share * REWARD[i]
+        credit[j] += share * REWARD[j]
+    of_one_prompt = differentiate(lambda table: credit @ step_logp(table).sum(-1))
+    found = differentiate(surrogate_of)
+    torch.testing.assert_close(found, of_one_prompt * scales.mean(), atol=1e-12, rtol=0)
+    tokens = LENGTHS[rows].flatten(1).sum(1).repeat_interleave(4)
+    weight = mask / tokens[:, None]  # per token: the prompts share one denominator
+    assert (differentiate(surrogate_of) - found).abs().max() > 0.01

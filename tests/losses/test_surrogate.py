@@ -25,7 +25,10 @@ from surrogates import (
 from torch import Tensor
 from torch.distributions import Bernoulli, kl_divergence
 
-from gradhat.estimators import ratios
+from gradhat.estimators import ratios, returns
+from gradhat.exact.enumerate import paths
+from gradhat.exact.gradient import by_autograd
+from gradhat.exact.zoo import random_mdp
 from gradhat.losses import surrogate
 
 F64 = torch.float64
@@ -256,6 +259,81 @@ def test_dropped_steps_have_value_and_gradient_zero_and_kept_ones_are_importance
     torch.testing.assert_close(x.grad, expected, atol=1e-14, rtol=0)
 
 
+# --- in expectation, on every trajectory of a world --------------------------------------------------------
+
+WORLD = random_mdp(3, 2, seed=2, gamma=0.8, horizon=3, num_terminal=1)
+WALKS = paths(WORLD)
+THETA = torch.tensor([[0.9, -0.8], [0.1, -0.1], [0.0, 0.0]], dtype=F64)
+THETA_OLD = torch.tensor([[-0.2, 0.3], [0.4, -0.4], [0.0, 0.0]], dtype=F64)
+CREDIT = returns.discounts(WALKS.mask.to(F64), gamma=0.8) * returns.to_go(
+    WALKS.rewards, WALKS.terminated | WALKS.truncated, WALKS.mask, gamma=0.8
+)
+BOUNDS = {"low": 0.02, "high": 0.3}
+"""State 0 moved past both by either divergence, state 1 past `low` alone."""
+
+
+def tv(p: float, q: float) -> float:
+    return abs(p - q)
+
+
+def kl(p: float, q: float) -> float:
+    return q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+
+
+DIVERGENCES = pytest.mark.parametrize(
+    ("mask_of", "divergence"), [(surrogate.tv_mask, tv), (surrogate.kl_mask, kl)]
+)
+
+
+def expected_masked_gradient(mask_of: Callable[..., Tensor], theta_old: Tensor) -> Tensor:
+    theta = THETA.clone().requires_grad_()
+    logp, logp_old = WALKS.logp(theta), WALKS.logp(theta_old)
+    keep = mask_of(logp, logp_old, CREDIT, **BOUNDS)
+    log_ratio = ratios.token(logp, logp_old, WALKS.mask)
+    objective = surrogate.divergence_masked(log_ratio, CREDIT, keep)
+    (found,) = torch.autograd.grad((WALKS.probability(theta_old)[:, None] * objective).sum(), theta)
+    return found
+
+
+@DIVERGENCES
+def test_off_policy_a_divergence_mask_leaves_the_sum_over_the_steps_within(
+    mask_of: Callable[..., Tensor], divergence: Callable[[float, float], float]
+) -> None:
+    new, old = THETA.softmax(-1).tolist(), THETA_OLD.softmax(-1).tolist()
+    total, dropped = [[0.0, 0.0] for _ in range(3)], 0
+    for i in range(len(WALKS)):
+        states, actions = WALKS.states[i].tolist(), WALKS.actions[i].tolist()
+        own = [t for t in range(3) if WALKS.mask[i, t]]
+        chance = float(WALKS.world[i]) * math.prod(old[states[t]][actions[t]] for t in own)
+        for t in own:
+            s, a, adv = states[t], actions[t], float(CREDIT[i, t])
+            p, q = new[s][a], old[s][a]
+            bound = (
+                (BOUNDS["high"] if p > q else math.inf) if adv > 0 else (BOUNDS["low"] if p < q else math.inf)
+            )
+            if divergence(p, q) > bound:
+                dropped += 1
+                continue
+            for k in range(2):
+                total[s][k] += chance * p / q * adv * ((k == a) - new[s][k])
+    assert 0 < dropped < int(WALKS.mask.sum())
+    found = expected_masked_gradient(mask_of, THETA_OLD)
+    torch.testing.assert_close(found, torch.tensor(total, dtype=F64), atol=1e-12, rtol=0)
+    unmasked = expected_masked_gradient(
+        lambda logp, *_, **__: torch.ones_like(logp, dtype=torch.bool), THETA_OLD
+    )
+    assert (found - unmasked).abs().max() > 0.01
+
+
+@DIVERGENCES
+def test_on_policy_a_divergence_mask_leaves_the_gradient_of_the_return(
+    mask_of: Callable[..., Tensor], divergence: Callable[[float, float], float]
+) -> None:
+    assert divergence(0.3, 0.3) == 0
+    found = expected_masked_gradient(mask_of, THETA)
+    torch.testing.assert_close(found, by_autograd(WORLD, THETA), atol=1e-12, rtol=0)
+
+
 def test_no_gradient_flows_into_the_masks() -> None:
     logp = torch.tensor([[-0.5, -1.0]], requires_grad=True)
     for mask in (surrogate.tv_mask, surrogate.kl_mask):
@@ -362,3 +440,19 @@ def test_a_huge_ratio_never_makes_nan(name: str, size: float, adv: float) -> Non
 def test_dtype_is_kept(name: str) -> None:
     assert ALL[name](torch.zeros(1, 2), torch.zeros(1, 2)).dtype is torch.float32
     assert ALL[name](torch.zeros(1, 2, dtype=F64), torch.zeros(1, 2, dtype=F64)).dtype is F64
+
+
+def test_the_wider_dtype_carries_the_gate() -> None:
+    # τ = 1.05 rounded to float32 is off by 5e-8.
+    log_ratio, adv = torch.tensor([[0.7, -0.4]], dtype=F64), torch.tensor([[1.0, -2.0]])
+    arguments = {"tau_positive": 1.1, "tau_negative": 1.05}
+    found = surrogate.soft_gate(log_ratio, adv, **arguments)
+    assert found.dtype is F64
+    torch.testing.assert_close(
+        found, surrogate.soft_gate(log_ratio, adv.double(), **arguments), atol=1e-15, rtol=0
+    )
+
+
+def test_keep_is_bool(unchecked: None) -> None:
+    with pytest.raises(ValueError, match=r"^keep torch.int64: .* keep\.bool\(\)"):
+        surrogate.divergence_masked(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([[1, 0]]))

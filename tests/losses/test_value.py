@@ -92,6 +92,24 @@ def test_the_square_finds_the_expected_return_and_huber_does_not() -> None:
     assert minimum(partial(value.huber, delta=0.09)) == pytest.approx(0.01, abs=1e-9)
 
 
+def test_the_expected_gradient_of_clipped_leaves_out_the_targets_already_moved_towards() -> None:
+    # Chance, target, and by hand whether the gradient V - target counts; V moved from 1 to 1.5, clip is 0.2.
+    cases = [
+        (0.2, 3.0, 0.0),  # above: moved towards it and past the clip
+        (0.1, 1.5, 0.0),  # reached: the kept 1.2 is further away, and stands still
+        (0.3, 1.4, 0.0),  # passed: |1.2 - 1.4| > |1.5 - 1.4|
+        (0.15, 1.3, 1.0),  # passed by more: |1.5 - 1.3| > |1.2 - 1.3|
+        (0.25, -2.0, 1.0),  # below: moved away from it
+    ]
+    chance, targets, counts = torch.tensor(cases, dtype=F64).T[:, None]
+    v = torch.tensor(1.5, dtype=F64, requires_grad=True)
+    loss = value.clipped(v.expand(1, 5), torch.ones(1, 5, dtype=F64), targets, clip=0.2)
+    (found,) = torch.autograd.grad((chance * loss).sum(), v)
+    # 0.15 · 0.2 + 0.25 · 3.5; of the square alone it would be 1.5 - E[target] = 0.635.
+    assert found.item() == pytest.approx(0.905, abs=1e-12)
+    assert found.item() == pytest.approx(float((chance * counts * (1.5 - targets)).sum()), abs=1e-12)
+
+
 FUNCTIONS: list[tuple[Callable[..., Tensor], dict[str, Any], int]] = [
     (value.squared, {}, 1),
     (value.huber, {"delta": 1.0}, 1),

@@ -1,5 +1,6 @@
 """The engine against one full forward for every token: what it samples, what it records, when it stops."""
 
+import copy
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -19,6 +20,7 @@ from gradhat.policies.language.weights import load, resolve
 from gradhat.policies.policy import Evaluation
 from gradhat.rollouts.engine import Completion, Engine, Limits
 from gradhat.rollouts.episodes import pack
+from gradhat.rollouts.sampling import Draw, draw
 from gradhat.trajectories import Record, Trajectories, Verdict
 
 STOPS = tuple(range(0, VOCAB, 12))
@@ -73,6 +75,29 @@ def test_recorded_logp_is_that_of_one_full_forward(choice: dict[str, Any]) -> No
         for completion in group:
             recorded, naive = recorded_and_naive(model, prompt, completion, limits)
             assert np.abs(recorded - naive).max() <= 1e-4
+
+
+def before_temperature_and_truncation(logits: Tensor, uniforms: Tensor, **choice: Any) -> Draw:
+    """The same tokens, recorded with the log-probability that the network alone gives them: a known bug."""
+    tokens = draw(logits, uniforms, **choice).tokens
+    return Draw(tokens, logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("choice", CHOICES[1:], ids=str)
+def test_a_logp_from_before_temperature_or_truncation_is_found(
+    choice: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the test above would say of such an engine."""
+    monkeypatch.setattr("gradhat.rollouts.engine.draw", before_temperature_and_truncation)
+    model, limits = network(torch.float32, sharpness=3), Limits(10, seed=5, **choice)
+    gaps = [
+        np.abs(np.subtract(*recorded_and_naive(model, prompt, completion, limits))).max()
+        for prompt, group in zip(
+            prompts(5), engine(model, num_slots=5).sample(prompts(5), 4, limits), strict=True
+        )
+        for completion in group
+    ]
+    assert max(gaps) > 0.1
 
 
 def test_recorded_logp_of_smollm2_is_that_of_one_full_forward() -> None:
@@ -370,3 +395,27 @@ def test_training_measures_how_far_sampling_was() -> None:
     }
     for name, value in wanted.items():
         assert metrics[name] == pytest.approx(float(value), abs=1e-5), name
+
+
+def test_training_finds_a_logp_from_before_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradhat.rollouts.engine.draw", before_temperature_and_truncation)
+    model = network(torch.float32, sharpness=2)
+    policy = LanguagePolicy(model, temperature=0.8, token_budget=60)
+    metrics = ascend(policy, StandingStill(), sampled(model, Limits(12, temperature=0.8)), mean_logp)
+    assert metrics[SAMPLING[0] + "mean"] > 0.1 and metrics[SAMPLING[0] + "max"] > 0.5
+
+
+def test_training_finds_a_sampler_with_stale_weights() -> None:
+    """The engine decodes from a copy that did not follow the last update, of a hundredth of each weight."""
+    model = network(torch.float32, sharpness=2)
+    stale = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1 + 0.01 * torch.randn(weight.shape, generator=generator))
+    policy = LanguagePolicy(model, token_budget=60)
+    gap = {
+        name: ascend(policy, StandingStill(), sampled(sampler, Limits(12)), mean_logp)[SAMPLING[0] + "max"]
+        for name, sampler in (("fresh", model), ("stale", stale))
+    }
+    assert gap["fresh"] <= 1e-4 and gap["stale"] > 0.1

@@ -58,7 +58,7 @@ class Variance:
     lams: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
     """Traces λ that are compared."""
     error: float = 0.5
-    """Standard deviation of the error of the wrong V, in units of that of the exact one."""
+    """Standard deviation of the error of the wrong V, in standard deviations of the return."""
     decay: float = 0.9
     """Of the moving average."""
     bench: Bench = field(default_factory=Bench)
@@ -304,7 +304,7 @@ def model_flags(place: str) -> Model:
 
 
 def check_model(flags: Model, place: str, *, fewest: int) -> None:
-    """ConfigError for a flag that would be found wrong only after the batches are sampled; `fewest` of those."""
+    """ConfigError for a flag that would be found wrong only after `fewest` batches or more are sampled."""
     if not flags.task:
         raise ConfigError(f"gradhat lab model {place}: found no task. Name one: --task arithmetic:digits=1")
     least = {"batches": fewest, "num_prompts": 1, "group_size": 2, "max_new_tokens": 1, "num_slots": 1}

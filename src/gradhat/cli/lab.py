@@ -42,7 +42,8 @@ def main(argv: list[str]) -> int:
         prog = f"gradhat lab {name} {subject}"
     flags = parse(experiment.flags(subject), rest, prog=prog, description=experiment.about)
     values = settings(flags)
-    folder = prepare(values["out"] or Path("runs") / f"lab-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = values["out"] or Path("runs") / f"lab-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    made = prepare(folder)
     try:
         report = experiment.run(flags, subject)
         write(folder, report, {"experiment": name, "subject": subject, **plain(values)})
@@ -51,8 +52,9 @@ def main(argv: list[str]) -> int:
         # The rooms of maths say what was wrong with their arguments; those came from flags.
         raise ConfigError(f"{prog}: {error}") from error
     finally:
-        if not any(folder.iterdir()):
-            folder.rmdir()
+        for place in made:
+            if not any(place.iterdir()):
+                place.rmdir()
     print(f"\nwritten to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
     return 0
 
@@ -116,16 +118,20 @@ def fitted(table: "Table", width: int) -> tuple[list[str], list[str]]:
     return [line.rstrip() for line in lines], left
 
 
-def prepare(folder: Path) -> Path:
-    """Make the folder before anything is computed. RunError if it holds something or cannot be made."""
+def prepare(folder: Path) -> list[Path]:
+    """Make the folder before anything is computed. Return what was made, the innermost first.
+
+    RunError if it holds something, or cannot be made or written.
+    """
     from gradhat.training.run_folder import writing
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"write results to {folder}: found something there. Choose another --out.")
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     with writing(folder, todo="Choose an --out that can be written."):
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
-    return folder
+    return missing
 
 
 def write(folder: Path, report: "Report", config: dict[str, Any]) -> None:

@@ -38,17 +38,15 @@ def gae(
     there does not zero the bootstrap of the own step before; write both on the own step that caused them.
     Truncation passed as termination teaches that the time limit is death.
 
-    Raises ValueError for shapes that differ, a mask that is not 0/1, a step that is terminated and not
-    ended, and rates outside [0, 1].
+    Raises ValueError for shapes that differ, numbers that are not floating, flags that are not bool, a mask
+    that is not 0/1, a step that is terminated and not ended, and rates outside [0, 1].
     """
-    own = own_steps(
-        mask, rewards=rewards, values=values, next_values=next_values, terminated=terminated, ended=ended
-    )
+    own = own_steps(mask, rewards=rewards, values=values, next_values=next_values)
     check_rates(gamma=gamma, lam=lam)
-    check_ends(terminated, ended)
+    check_ends(mask, terminated, ended)
 
     def td_error(steps: slice) -> Tensor:
         bootstrap = next_values[:, steps].masked_fill(terminated[:, steps], 0).mul_(gamma)
         return bootstrap.add_(rewards[:, steps]).sub_(values[:, steps])
 
-    return accumulate(td_error, ended, own, like=rewards, rate=gamma * lam)
+    return accumulate(td_error, ended, own, like=rewards, rate=lambda _: gamma * lam)

@@ -30,7 +30,8 @@ class _Groups(NamedTuple):
 def none(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Return the baseline 0. The estimate is unbiased; its variance is that of the raw rewards.
 
-    Source: Williams 1992, REINFORCE.
+    Source: Williams 1992, REINFORCE. Assumes rewards around 0. Failure case: rewards of one sign push every
+    sampled action the same way, and only the next batches undo it: the variance grows with their square.
     """
     _groups(rewards, group)
     return torch.zeros_like(rewards)
@@ -41,7 +42,8 @@ def group_mean(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Float[
 
     Source: Shao et al. 2024 (DeepSeekMath), section 4.1.2. Assumes independent samples of one prompt. The
     baseline contains the sample's own reward, so the expected gradient is (G - 1) / G of the true one:
-    the direction is right, the length is not. With G = 1 the advantage is always zero.
+    the direction is right, the length is not. Failure case: with G = 1 the advantage is always zero, and
+    groups of several sizes are shortened by several factors, so that the direction is wrong too.
     """
     groups = _groups(rewards, group)
     lowest = _lowest(rewards, groups)
@@ -51,8 +53,10 @@ def group_mean(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Float[
 def leave_one_out(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Return the mean reward of the *other* members of each trajectory's group.
 
-    Source: Kool et al. 2019; Ahmadian et al. 2024 (RLOO). Unbiased for independent samples of one prompt.
-    Raises ValueError for a group of size 1, which has no others.
+    Source: Kool et al. 2019; Ahmadian et al. 2024 (RLOO). Assumes independent samples of one prompt; then it
+    is unbiased. Failure case: samples that were chosen by the rewards of others, such as the best and the
+    worst of many: the mean of the others then depends on the action. Raises ValueError for a group of size 1,
+    which has no others.
     """
     groups = _groups(rewards, group)
     if bool((groups.size < 2).any()):
@@ -69,14 +73,18 @@ def batch_mean(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Float[
     """Return the mean reward of the whole batch, for every trajectory.
 
     Source: Hu et al. 2025 (REINFORCE++). It contains the sample's own reward, so the expected gradient is
-    (B - 1) / B of the true one. It does not separate easy prompts from hard ones: a prompt that always
-    succeeds keeps a positive advantage.
+    (B - 1) / B of the true one. Assumes independent samples and prompts of like difficulty. Failure case: it
+    does not separate easy prompts from hard ones: a prompt that always succeeds keeps a positive advantage.
     """
     return group_mean(rewards, torch.zeros_like(group))
 
 
 def no_scale(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Return the divisor 1: advantages keep the unit of the rewards (Liu et al. 2025, Dr. GRPO)."""
+    """Return the divisor 1: advantages keep the unit of the rewards.
+
+    Source: Liu et al. 2025 (Dr. GRPO). Assumes rewards of about unit scale. Failure case: with rewards in the
+    hundreds the step grows as much, and a learning rate that was right for 0/1 is not.
+    """
     _groups(rewards, group)
     return torch.ones_like(rewards)
 
@@ -87,11 +95,11 @@ def group_std(
     """Return the standard deviation of the rewards of each trajectory's group, plus `eps`.
 
     Source: Shao et al. 2024, section 4.1.2, which leaves the kind of deviation open. Here it is the
-    sample deviation (divided by G - 1) plus 1e-4, as in TRL. Biased: prompts with a small spread (nearly
-    solved, nearly hopeless) weigh more, and the divisor depends on the sample, so the expected gradient
-    changes in direction. Assumes a baseline that is exact on silent groups (`group_mean`,
-    `leave_one_out`), whose divisor is `eps` alone: with `none` such a group would be multiplied by 1e4.
-    Raises ValueError for a group of size 1, whose spread is unknown.
+    sample deviation (divided by G - 1) plus 1e-4, as in TRL. Biased: the divisor depends on the sample, so
+    the expected gradient changes in direction. Failure case: prompts with a small spread (nearly solved,
+    nearly hopeless) weigh more, noise in a grader the most. Assumes a baseline that is exact on silent groups
+    (`group_mean`, `leave_one_out`), whose divisor is `eps` alone: with `none` such a group would be
+    multiplied by 1e4. Raises ValueError for a group of size 1, whose spread is unknown.
     """
     groups = _groups(rewards, group)
     if bool((groups.size < 2).any()):
@@ -109,8 +117,9 @@ def batch_std(
     """Return the sample standard deviation of all rewards of the batch, plus `eps`, for every trajectory.
 
     Source: Hu et al. 2025 (REINFORCE++). One divisor for all prompts: they keep their relative weight.
-    The bias of a divisor that depends on the sample remains, and shrinks with B. Raises ValueError for a
-    batch of size 1, which is one group of size 1.
+    Biased: the divisor depends on the sample; the bias shrinks with B. Assumes rewards of one unit for all
+    prompts. Failure case: one outlier shrinks the advantages of the whole batch, and a batch of nearly equal
+    rewards is blown up to unit spread. Raises ValueError for a batch of size 1, which is one group of size 1.
     """
     return group_std(rewards, torch.zeros_like(group), eps=eps)
 
@@ -121,7 +130,8 @@ def group_mean_scale(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> 
     Source: Tajwar et al. 2026 (MaxRL). With rewards 0 or 1, success rate p and the baseline `group_mean`
     the expected gradient is (1 + (1 - p) + ... + (1 - p)^(G - 2)) ∇p: the series of ∇ log p = ∇p / p, cut
     off after G - 1 terms. Assumes rewards >= 0 and raises ValueError otherwise: a negative divisor would
-    turn the gradient around.
+    turn the gradient around. Failure case: a lone success among G is multiplied by G, also where it was luck
+    or an error of the grader.
     """
     if bool((rewards < 0).any()):
         raise ValueError(
@@ -136,6 +146,10 @@ def silent(rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Bool[Tenso
     """Return bool `[B]`: true where all rewards of the trajectory's group are equal.
 
     Such a group has no advantage under a group baseline, hence no gradient. A group of size 1 is silent.
+
+    Source: Yu et al. 2025 (DAPO), whose dynamic sampling drops such groups. Assumes rewards that are equal to
+    the last bit where they mean the same. Failure case: a tiny penalty on the length makes every group speak,
+    and a scale such as `group_std` then blows that penalty up.
     """
     groups = _groups(rewards, group)
     return _lowest(rewards, groups) == -_lowest(-rewards, groups)

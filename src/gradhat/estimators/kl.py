@@ -38,23 +38,32 @@ finite."""
 
 
 def k1(logp: Float[Tensor, "B T"], logp_ref: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Return log(π_θ / π_ref), `[B, T]`. Unbiased, of either sign, with high variance."""
+    """Return log(π_θ / π_ref), `[B, T]`. Unbiased in value, of either sign, with high variance.
+
+    Source: Schulman 2020. Assumes samples of π_θ, and that π_ref gives weight wherever π_θ does. Failure
+    case: in the loss its expected gradient is 0, whatever the coefficient; it belongs in the reward.
+    """
     check_same(logp=logp, logp_ref=logp_ref)
     return logp - logp_ref.detach()
 
 
 def k2(logp: Float[Tensor, "B T"], logp_ref: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Return log(π_θ / π_ref)² / 2, `[B, T]`. Never negative; biased from the third order of the ratio."""
+    """Return log(π_θ / π_ref)² / 2, `[B, T]`. Never negative; biased from the third order of the ratio.
+
+    Source: Schulman 2020. Assumes samples of π_θ, and in value policies that are close. Failure case: in
+    the reward it follows the gradient of no divergence, and far from π_ref its value is not the divergence's.
+    """
     check_same(logp=logp, logp_ref=logp_ref)
     return (logp - logp_ref.detach()).square() / 2
 
 
 def k3(logp: Float[Tensor, "B T"], logp_ref: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Return π_ref / π_θ - 1 - log(π_ref / π_θ), `[B, T]`. Never negative and unbiased in value.
+    """Return π_ref / π_θ - 1 - log(π_ref / π_θ), `[B, T]`. Never negative.
 
-    Source: also Shao et al. 2024 (DeepSeekMath), eq. 4. Assumes that π_θ gives weight wherever π_ref
-    does. Failure case: an action that π_θ has all but ruled out makes the ratio explode; it is held at
-    exp(LOG_RATIO_MAX).
+    Unbiased in value while no log(π_ref / π_θ) exceeds LOG_RATIO_MAX. Source: also Shao et al. 2024
+    (DeepSeekMath), eq. 4. Assumes samples of π_θ, and that π_θ gives weight wherever π_ref does. Failure
+    case: an action that π_θ has all but ruled out makes the ratio explode; it is held at exp(LOG_RATIO_MAX),
+    a bias towards 0.
     """
     check_same(logp=logp, logp_ref=logp_ref)
     log_ratio = (logp_ref.detach() - logp).clamp(max=LOG_RATIO_MAX)

@@ -11,8 +11,9 @@ takes them, a row may hold several episodes. `next_values` is the value of the s
 an episode of the state in which the policy acts next, at a truncation of the final observation. It is not
 read where `terminated`.
 
-Common assumption: μ gives weight wherever π does. ValueError for shapes that do not match, a mask that is not
-0/1, γ or λ outside [0, 1], and a step that is terminated and not ended.
+Common assumption: μ gives weight wherever π does. ValueError for shapes that do not match, numbers that are
+not floating, flags that are not bool, a mask that is not 0/1, γ or λ outside [0, 1], and a step that is
+terminated and not ended.
 """
 
 from typing import NamedTuple
@@ -21,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from gradhat.estimators.returns import check_ends, check_rates, discounts, own_steps, total
+from gradhat.estimators.returns import accumulate, check_ends, check_rates, discounts, own_steps, total
 
 LOG_RATIO_MAX = 20.0
 """Largest logarithm of a weight that is exponentiated, of a step or of a product of steps. Beyond it the
@@ -66,9 +67,9 @@ def vtrace(
     ValueError also for ρ̄ <= 0 and c̄ < 0.
     """
     per_step = {"rewards": rewards, "values": values, "next_values": next_values, "log_ratio": log_ratio}
-    own = own_steps(mask, **per_step, terminated=terminated, ended=ended)
+    own = own_steps(mask, **per_step)
     check_rates(gamma=gamma, lam=lam)
-    check_ends(terminated, ended)
+    check_ends(mask, terminated, ended)
     if rho_max <= 0 or c_max < 0:
         raise ValueError(
             f"vtrace with rho_max={rho_max:g}, c_max={c_max:g}: they bound positive ratios from above. "
@@ -108,9 +109,9 @@ def retrace(
     the trace is cut at once and the target is a one-step one.
     """
     per_step = {"rewards": rewards, "q": q, "next_values": next_values, "log_ratio": log_ratio}
-    own = own_steps(mask, **per_step, terminated=terminated, ended=ended)
+    own = own_steps(mask, **per_step)
     check_rates(gamma=gamma, lam=lam)
-    check_ends(terminated, ended)
+    check_ends(mask, terminated, ended)
     trace = lam * _exp(_read(log_ratio, own)).clamp(max=1)
     q = _read(q, own)
     delta = _read(rewards, own) + gamma * _read(next_values, own & ~terminated) - q
@@ -129,7 +130,8 @@ def per_trajectory(
     """Return ρ(τ) R(τ), `[B]`: the return, weighted with the product of all ratios of the trajectory.
 
     Source: importance sampling, Precup, Sutton & Singh 2000; Sutton & Barto 2018, eq. 5.5. Its expectation
-    over trajectories of μ is J(π). A row is one trajectory. Failure case: the variance grows exponentially
+    over trajectories of μ is J(π). Assumes that a row is one trajectory, seen to its end. Failure case: the
+    variance grows exponentially
     with the number of steps. A product beyond exp(LOG_RATIO_MAX) is held there, a bias towards 0.
     """
     own = own_steps(mask, rewards=rewards, log_ratio=log_ratio)
@@ -149,8 +151,10 @@ def weighted_per_trajectory(
 
     Source: weighted importance sampling, Precup, Sutton & Singh 2000; Sutton & Barto 2018, eq. 5.6. The
     weights sum to B, so the estimate lies between the least and the largest return and a constant added to
-    all returns moves it by that constant. Biased, by order 1/B: with B = 1 it is the return under μ.
-    The weights are never exponentiated alone, so no bound applies. ValueError where all of them are 0.
+    all returns moves it by that constant. Biased, by order 1/B: with B = 1 it is the return under μ. Assumes
+    that a row is one trajectory, and a whole batch in one call: means of parts are not the mean of the whole.
+    Failure case: far off-policy one trajectory carries all the weight, and the estimate is its return. The
+    weights are never exponentiated alone, so no bound applies. ValueError where all of them are 0.
     """
     own = own_steps(mask, rewards=rewards, log_ratio=log_ratio)
     log_weight = _read(log_ratio, own).sum(-1)
@@ -175,7 +179,8 @@ def per_decision(
     Source: per-decision importance sampling, Precup, Sutton & Singh 2000. The sum over a row estimates J(π)
     without bias, as `per_trajectory` does: a reward does not depend on the ratios after it, whose mean is 1.
     The sum from step t on is the credit Ψ_t of that step, ratio included: Σ_t ∇log π(a_t | s_t) Ψ_t is an
-    unbiased estimate of ∇J(π). A row is one trajectory. Failure case: the variance still grows exponentially
+    unbiased estimate of ∇J(π). Assumes that a row is one trajectory. Failure case: the variance still grows
+    exponentially
     with t. A product beyond exp(LOG_RATIO_MAX) is held there, a bias towards 0.
     """
     own = own_steps(mask, rewards=rewards, log_ratio=log_ratio)
@@ -189,7 +194,8 @@ def truncate(weights: Float[Tensor, "B #T"], *, high: float) -> Float[Tensor, "B
 
     Source: Ionides 2008, truncated importance sampling (TIS), with high = √B. Biased: E_μ of min(π/μ, high) f
     is E_π f less Σ_x max(π(x) - high · μ(x), 0) f(x), which only weights above `high` add to. In return no
-    sample counts more than `high` times. ValueError for high <= 0.
+    sample counts more than `high` times. Assumes weights, not their logarithms. Failure case: what μ hardly
+    plays and π often is what loses most, so a policy that moved on is not told. ValueError for high <= 0.
     """
     if high <= 0:
         raise ValueError(f"truncate with high={high:g}: no weight would be left. Use high > 0.")
@@ -201,8 +207,9 @@ def mask_outside(weights: Float[Tensor, "B #T"], *, low: float, high: float) -> 
     """Return the weight where low <= weight <= high and 0 elsewhere, for weights `[B, T]` or `[B, 1]`.
 
     Source: Zhao et al. 2025 (IcePop), per step; also called masked importance sampling (MIS). Biased: E_μ of
-    the answer times f is E_π f less Σ π(x) f(x) over the x outside, from both ends. It leaves out what the
-    policies disagree about instead of weighing it. ValueError unless 0 <= low <= high.
+    the answer times f is E_π f less Σ π(x) f(x) over the x outside, from both ends. Assumes that what the
+    policies disagree about is a fault and not news: it is left out instead of weighed. Failure case: as they
+    drift apart ever more of the batch is silently dropped. ValueError unless 0 <= low <= high.
     """
     if not 0 <= low <= high:
         raise ValueError(
@@ -216,8 +223,9 @@ def mask_outside(weights: Float[Tensor, "B #T"], *, low: float, high: float) -> 
 def effective_sample_size(weights: Float[Tensor, " B"]) -> Float[Tensor, ""]:
     """Return (Σ w)² / Σ w², a scalar: how many samples of π the B weighted samples of μ are worth.
 
-    Source: Kish 1965. From 1 (one weight carries all) to B (all weights equal). It knows the weights that
-    came, not those of the rare samples that did not: far off-policy it looks better than it is. ValueError
+    Source: Kish 1965. From 1 (one weight carries all) to B (all weights equal). Assumes independent samples,
+    and an f that has nothing to do with the weights. Failure case: it knows the weights that came, not those
+    of the rare samples that did not: far off-policy it looks better than it is. ValueError
     for weights that are negative, infinite or NaN, and where none is positive.
     """
     if not bool((weights.isfinite() & (weights >= 0)).all()):
@@ -247,12 +255,15 @@ def _exp(log_weight: Tensor) -> Tensor:
 def _ahead(delta: Tensor, rate: Tensor, own: Tensor, ended: Tensor) -> Tensor:
     """Return x of the next own step of the same episode, 0 where there is none, for x_t = δ_t + rate_t · x.
 
-    The recursion runs over steps, not over powers of the rate: products of many ratios overflow.
+    δ is 0 on masked steps. With the rate 1 they hand on the x of the next own step, which is what the step
+    before them asks for: so here they count as the policy's own.
     """
-    delta, rate = _read(delta, own), torch.where(own, rate, torch.ones_like(rate))
-    following = delta.new_zeros(delta.shape[0])
-    ahead = torch.empty_like(delta)
-    for t in reversed(range(delta.shape[1])):
-        ahead[:, t] = following.masked_fill(ended[:, t], 0)
-        following = torch.addcmul(delta[:, t], rate[:, t], ahead[:, t])
-    return ahead
+    rate = rate.masked_fill(~own, 1)
+    x = accumulate(
+        lambda steps: delta[:, steps].clone(),
+        ended,
+        torch.ones_like(own),
+        like=delta,
+        rate=lambda steps: rate[:, steps],
+    )
+    return torch.nn.functional.pad(x[:, 1:], (0, 1)).masked_fill_(ended, 0)

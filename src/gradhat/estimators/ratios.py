@@ -41,8 +41,9 @@ def token(
     """Return the log-ratio of every step on its own, `[B, T]`.
 
     Source: Schulman et al. 2017 (PPO), section 3, r_t(θ). The exact correction of a step is `prefix`, the
-    product over the steps up to it; one ratio per step drops the other factors, a bias that vanishes with the
-    distance between the policies.
+    product over the steps up to it. Assumes policies close enough that the states of μ stand for those of π:
+    one ratio per step drops the other factors, a bias that vanishes with the distance between the policies.
+    Failure case: stale samples of long trajectories, whose later states π hardly visits.
     """
     check_same(logp=logp, logp_old=logp_old, mask=mask)
     return _masked(logp - logp_old.detach(), mask)
@@ -54,7 +55,9 @@ def sequence(
     """Return the mean log-ratio of each trajectory, `[B, 1]`: the log of its ratios' geometric mean.
 
     Source: Zheng et al. 2025 (GSPO), eq. 7. Not an importance weight: the root of the product's length-th
-    degree trades bias for variance. A trajectory without steps gets 0.
+    degree trades bias for variance. Assumes one credit for the whole trajectory, such as a score at its end.
+    Failure case: one step whose ratio explodes hides among a thousand that stand still, and bounds made for
+    `token` never bind. A trajectory without steps gets 0.
     """
     num_steps = zero_one(mask).bool().sum(-1, keepdim=True).clamp(min=1).to(logp.dtype)
     return trajectory(logp, logp_old, mask) / num_steps

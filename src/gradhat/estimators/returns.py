@@ -2,8 +2,9 @@
 
 `rewards` and `next_values` are float `[B, T]`, in the unit of the rewards; `terminated` and `ended` bool
 `[B, T]`; `mask` bool or 0/1 `[B, T]`. Every function answers in the dtype of `rewards`. A return is data:
-no gradient flows through it. ValueError for shapes that differ, numbers that are not floating, a mask that
-is not 0/1, rates outside [0, 1] and, where both flags are given, a step that is terminated and not ended.
+no gradient flows through it. ValueError for shapes that differ, numbers that are not floating, flags that
+are not bool, a mask that is not 0/1, rates outside [0, 1] and, where both flags are given, a step that is
+terminated and not ended.
 
 A row is one trajectory (a language model), or several episodes one after the other (vectorised
 environments): `ended` is true at the last step of each, and nothing that follows reaches back over it.
@@ -71,9 +72,10 @@ def to_go(
     Assumes episodes seen to their end. Failure case: an episode that was cut lacks the rest of its
     rewards, and nothing replaces them; `n_step`, `lambda_returns` and `gae` bootstrap.
     """
-    own = own_steps(mask, rewards=rewards, ended=ended)
+    own = own_steps(mask, rewards=rewards)
+    check_flags(mask, ended=ended)
     check_rates(gamma=gamma)
-    return accumulate(lambda steps: rewards[:, steps].clone(), ended, own, like=rewards, rate=gamma)
+    return accumulate(lambda steps: rewards[:, steps].clone(), ended, own, like=rewards, rate=lambda _: gamma)
 
 
 def n_step(
@@ -93,9 +95,9 @@ def n_step(
     to go, with a bootstrap where it was cut. Assumes samples of the policy whose value is meant. Failure
     case: the bias of V, shrunk by γ^n. The work grows with n. ValueError for n below 1.
     """
-    own = own_steps(mask, rewards=rewards, next_values=next_values, terminated=terminated, ended=ended)
+    own = own_steps(mask, rewards=rewards, next_values=next_values)
     check_rates(gamma=gamma)
-    check_ends(terminated, ended)
+    check_ends(mask, terminated, ended)
     if n < 1:
         raise ValueError(f"n_step with n={n}: a return takes at least one reward. Use n >= 1.")
     index, follows = _next_own(own, ended)
@@ -124,11 +126,12 @@ def lambda_returns(
     Source: Sutton & Barto 2018, eq. 12.2 and 12.3. At the last own step of an episode, and of the row, it
     is r_t + γ V(s_{t+1}), without the value where terminated. λ = 1 is the longest n-step return, λ = 0
     the shortest. It equals GAE plus the value, if `next_values` holds the `values` of the next own step;
-    it is the target for a value function that goes with `gae`. Failure case: for λ < 1 the bias of V.
+    it is the target for a value function that goes with `gae`. Assumes samples of the policy whose value is
+    meant. Failure case: for λ < 1 the bias of V.
     """
-    own = own_steps(mask, rewards=rewards, next_values=next_values, terminated=terminated, ended=ended)
+    own = own_steps(mask, rewards=rewards, next_values=next_values)
     check_rates(gamma=gamma, lam=lam)
-    check_ends(terminated, ended)
+    check_ends(mask, terminated, ended)
     _, follows = _next_own(own, ended)
 
     def credit(steps: slice) -> Tensor:
@@ -136,7 +139,7 @@ def lambda_returns(
         value = next_values[:, steps].masked_fill(terminated[:, steps], 0)
         return value.mul_(gamma).mul_(1 - lam * follows[:, steps].to(value.dtype)).add_(rewards[:, steps])
 
-    return accumulate(credit, ended, own, like=rewards, rate=gamma * lam)
+    return accumulate(credit, ended, own, like=rewards, rate=lambda _: gamma * lam)
 
 
 def accumulate(
@@ -145,16 +148,19 @@ def accumulate(
     own: Bool[Tensor, "B T"],
     *,
     like: Float[Tensor, "B T"],
-    rate: float,
+    rate: Callable[[slice], Tensor | float],
 ) -> Float[Tensor, "B T"]:
-    """Return y_t = c_t + rate · y_{t+1} on own steps, from the last step of an episode to its first.
+    """Return y_t = c_t + rate_t · y_{t+1} on own steps, from the last step of an episode to its first.
 
-    `credit(steps)` hands out a fresh c for a slice of steps, `[B, n]`. The recursion passes over a masked
-    step unchanged, and the answer there is 0; nothing passes over `ended`:
+    For a slice of steps `credit(steps)` hands out a fresh c, `[B, n]`, and `rate(steps)` the rates, `[B, n]`
+    or one number. The recursion passes over a masked step unchanged, and the answer there is 0; nothing
+    passes over `ended`:
 
-        k_t = (1 - ended_t) · (rate if own_t else 1)        y_t = own_t · c_t + k_t · y_{t+1}
+        k_t = (1 - ended_t) · (rate_t if own_t else 1)        y_t = own_t · c_t + k_t · y_{t+1}
 
-    The recursion is run and not solved by dividing by powers of the rate, which overflow.
+    The recursion is run and not solved by dividing by powers of the rate, which overflow. Assumes that what
+    `credit` hands out belongs to nobody else: it is written to. Failure case: rates above 1, such as ratios
+    without a bound, overflow over many steps.
     """
     num_rows, num_steps = like.shape
     out = like.new_empty(num_rows, num_steps)
@@ -165,26 +171,24 @@ def accumulate(
             mine = own[:, steps].contiguous()
             sums = credit(steps).masked_fill_(~mine, 0)  # a product with 0 would keep NaN
             mine = mine.to(sums.dtype)
-            keep = (mine * rate + (1 - mine)) * ~ended[:, steps]
+            keep = (mine * rate(steps) + (1 - mine)) * ~ended[:, steps]
             for y, k in zip(reversed(sums.unbind(1)), reversed(keep.unbind(1)), strict=True):
                 following = y.addcmul_(k, following)
             out[:, steps] = sums * mine
     return out
 
 
-def own_steps(mask: Shaped[Tensor, "B T"], **per_step: Tensor) -> Bool[Tensor, "B T"]:
-    """Return `mask` as bool. ValueError unless it is 0/1 and `[B, T]` and `per_step` fits it.
+def own_steps(mask: Shaped[Tensor, "B T"], **numbers: Tensor) -> Bool[Tensor, "B T"]:
+    """Return `mask` as bool. ValueError unless it is 0/1 and `[B, T]` and `numbers` fit it.
 
-    Each of `per_step`, passed by its name, has the shape of the mask and is floating, or bool for flags.
+    Each of `numbers`, passed by its name, has the shape of the mask and is floating.
     """
-    check_same(mask=mask, **per_step)
+    check_same(mask=mask, **numbers)
     if mask.dim() != 2:
         raise ValueError(f"mask {tuple(mask.shape)}: steps come as [B, T]. Pass one trajectory as [1, T].")
-    for name, tensor in per_step.items():
-        if not (tensor.is_floating_point() or tensor.dtype is torch.bool):
-            raise ValueError(
-                f"{name} {tensor.dtype}: numbers per step are floating, flags are bool. Convert it."
-            )
+    for name, tensor in numbers.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} {tensor.dtype}: numbers per step are floating. Pass {name}.float().")
     return mask if mask.dtype is torch.bool else zero_one(mask).bool()
 
 
@@ -195,8 +199,19 @@ def check_rates(**rates: float) -> None:
             raise ValueError(f"{name}={rate:g}: a weight of the future lies in [0, 1]. Choose one there.")
 
 
-def check_ends(terminated: Bool[Tensor, "B T"], ended: Bool[Tensor, "B T"]) -> None:
+def check_flags(mask: Shaped[Tensor, "B T"], **flags: Tensor) -> None:
+    """ValueError unless each of `flags`, passed by its name, has the shape of the mask and is bool."""
+    check_same(mask=mask, **flags)
+    for name, flag in flags.items():
+        if flag.dtype is not torch.bool:
+            raise ValueError(f"{name} {flag.dtype}: it is true or false at each step. Pass {name}.bool().")
+
+
+def check_ends(
+    mask: Shaped[Tensor, "B T"], terminated: Bool[Tensor, "B T"], ended: Bool[Tensor, "B T"]
+) -> None:
     """ValueError where a step is terminated and not ended: the next episode would leak into it."""
+    check_flags(mask, terminated=terminated, ended=ended)
     wrong = terminated & ~ended
     if bool(wrong.any()):
         row, step = wrong.nonzero()[0].tolist()

@@ -85,8 +85,10 @@ def _fisher_blocks(mdp: TabularMDP, theta: Tensor) -> Tensor:
     """Return F `[O, A, A]`, one block per observation."""
     policy = softmax_policy(mdp, theta.detach())
     weight = _credit(mdp, policy)[0].sum(0)
+    # Where the policy never acts there is nothing to weigh, and F is 0.
+    weight = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
     covariance = torch.diag_embed(policy) - policy[:, :, None] * policy[:, None, :]
-    return _by_observation(mdp, (weight / weight.sum())[:, None, None] * covariance)
+    return _by_observation(mdp, weight[:, None, None] * covariance)
 
 
 def _by_observation(mdp: TabularMDP, by_state: Tensor) -> Tensor:

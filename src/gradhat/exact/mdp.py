@@ -81,6 +81,8 @@ def tabular(
     No state is terminal, every state shows itself and is the policy's own unless said otherwise. The rows of
     terminal states are not read: such a state stays where it is and pays 0.
     """
+    if transition.dim() != 3:
+        raise ValueError(f"transition {tuple(transition.shape)}: P needs the shape [S, A, S].")
     num_states = transition.shape[0]
     transition = transition.to(torch.float64).clone()
     if reward.dim() == 2:
@@ -161,8 +163,10 @@ def _check_numbers(mdp: TabularMDP) -> None:
             raise ValueError(f"{name} is {table.dtype}: tables are float64. `tabular` converts them.")
     if not 0 <= mdp.gamma <= 1:
         raise ValueError(f"gamma={mdp.gamma:g}: a discount lies in [0, 1]. Choose one there.")
-    if mdp.horizon is not None and mdp.horizon < 1:
-        raise ValueError(f"horizon={mdp.horizon}: a trajectory has at least 1 step. Use 1 or more, or None.")
+    if mdp.horizon is not None and (mdp.horizon < 1 or mdp.horizon != int(mdp.horizon)):
+        raise ValueError(
+            f"horizon={mdp.horizon}: a trajectory has a whole number of steps, at least 1. Use one, or None."
+        )
     if not bool(mdp.reward.isfinite().all()):
         s, a, s2 = (~mdp.reward.isfinite()).nonzero()[0].tolist()
         raise ValueError(f"reward[{s}, {a}, {s2}]={float(mdp.reward[s, a, s2])}: rewards must be finite.")

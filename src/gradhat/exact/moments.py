@@ -1,14 +1,16 @@
 """The exact mean and variance of an estimator: any function from batches to gradients.
 
 `moments` evaluates it on every batch. Where it looks at a batch only through rewards and lengths, `counted`
-gives the same numbers from classes of trajectories: with a 0/1 reward a group is a binomial, however many
-trajectories there are. The moments of batches drawn at random carry the error of their mean.
+gives the same numbers from classes of trajectories, and through returns alone from even fewer: with a 0/1
+reward a group is a binomial, however many trajectories there are. The moments of batches drawn at random
+carry the error of their mean.
 
 Letters as in `enumerate`, and `K` classes.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -99,7 +101,7 @@ def covariance(draws: Draws, estimator: Estimator) -> Float[Tensor, "P P"]:
 
 
 class Classes(NamedTuple):
-    """Trajectories that share start state, rewards, mask and ends, hence their length: `K` classes."""
+    """Trajectories that share their start state and their outcome (`classes`) or their return (`totals`)."""
 
     theta: Float[Tensor, "O A"]
     """The logits under which the classes were averaged."""
@@ -117,32 +119,30 @@ def classes(paths: Paths, theta: Float[Tensor, "O A"]) -> Classes:
 
     ValueError if K · T · P is more than `CLASSES_LIMIT`: then rewards tell the trajectories apart.
     """
-    num_paths, num_steps = paths.rewards.shape
     flags = torch.stack([paths.mask, paths.terminated, paths.truncated], -1).flatten(1)
     key = torch.cat([paths.states[:, :1].double(), paths.rewards, flags.double()], 1)
-    _, ids, size = torch.unique(key, dim=0, return_inverse=True, return_counts=True)
-    if (total := len(size) * num_steps * theta.numel()) > CLASSES_LIMIT:
-        raise ValueError(
-            f"sort {num_paths} trajectories into classes: found {len(size)} classes and {written(total)} "
-            f"numbers in their mean scores, the limit is {CLASSES_LIMIT}. Use fewer different rewards, a "
-            "smaller world, or `moments`."
-        )
-    chance = paths.probability(theta).detach()
-    probability = chance.new_zeros(len(size)).index_add(0, ids, chance)
-    share = torch.where(probability[ids] > 0, chance / probability[ids], 0)
-    mean = chance.new_zeros(len(size) * num_steps * theta.shape[0], theta.shape[1])
-    products = chance.new_zeros(len(size), num_steps, num_steps)
-    for rows in torch.arange(num_paths).split(max(1, CHUNK // (num_steps * max(theta.shape[1], num_steps)))):
-        observations, weight = paths.observations[rows], share[rows, None, None]
-        scores = step_scores(paths.select(rows), theta)
-        place = (ids[rows, None] * num_steps + torch.arange(num_steps)) * theta.shape[0] + observations
-        mean.index_add_(0, place.flatten(), (weight * scores).flatten(0, 1))
-        same = observations[:, :, None] == observations[:, None, :]
-        products.index_add_(0, ids[rows], weight * torch.where(same, scores @ scores.transpose(1, 2), 0))
-    by_class = mean.reshape(len(size), num_steps, -1)
-    within = products - by_class @ by_class.transpose(1, 2)
-    first = torch.full_like(size, num_paths).scatter_reduce(0, ids, torch.arange(num_paths), "amin")
-    return Classes(theta.detach(), paths.select(first), probability, by_class.flatten(0, 1), within)
+    return _sorted(paths, theta, key, paths, torch.arange(paths.rewards.shape[1]))
+
+
+def totals(paths: Paths, theta: Float[Tensor, "O A"]) -> Classes:
+    """Sort the trajectories by start state and return R(τ) alone: with a 0/1 reward there are two classes.
+
+    For credit that is a function of the returns and the same on every step: its outcomes have one step, whose
+    reward is R(τ). Lengths are not in them, and a reduction by length would see 1. ValueError as `classes`.
+    """
+    last = paths.terminated.any(1, keepdim=True)
+    whole = replace(
+        paths.select(torch.arange(len(paths))),
+        states=paths.states[:, :1],
+        observations=paths.observations[:, :1],
+        actions=paths.actions[:, :1],
+        rewards=paths.returns()[:, None],
+        mask=torch.ones_like(last),
+        terminated=last,
+        truncated=~last,
+    )
+    key = torch.cat([paths.states[:, :1].double(), whole.rewards], 1)
+    return _sorted(paths, theta, key, whole, torch.zeros(paths.rewards.shape[1], dtype=torch.long))
 
 
 def counted(
@@ -186,6 +186,40 @@ def counted(
         square += float(p @ ((u @ root).square().sum(1) + inside))
     mean = weight @ classes.mean
     return Moments(mean, max(0.0, square - float(mean.square().sum())), 0.0)
+
+
+def _sorted(paths: Paths, theta: Tensor, key: Tensor, seen: Paths, column: Tensor) -> Classes:
+    """Return the classes of equal `key` `[N, k]`, in which step t of `paths` counts in column `column[t]`.
+
+    `seen` are the trajectories as credit sees them, with a step per column.
+    """
+    num_paths, num_steps = paths.rewards.shape
+    num_columns = seen.rewards.shape[1]
+    _, ids, size = torch.unique(key, dim=0, return_inverse=True, return_counts=True)
+    if (total := len(size) * num_columns * theta.numel()) > CLASSES_LIMIT:
+        raise ValueError(
+            f"sort {num_paths} trajectories into classes: found {len(size)} classes and {written(total)} "
+            f"numbers in their mean scores, the limit is {CLASSES_LIMIT}. Use fewer different rewards, a "
+            "smaller world, or `moments`."
+        )
+    chance = paths.probability(theta).detach()
+    probability = chance.new_zeros(len(size)).index_add(0, ids, chance)
+    share = torch.where(probability[ids] > 0, chance / probability[ids], 0)
+    mean = chance.new_zeros(len(size) * num_columns * theta.shape[0], theta.shape[1])
+    products = chance.new_zeros(len(size), num_columns, num_columns)
+    pick = torch.nn.functional.one_hot(column, num_columns).to(chance.dtype)
+    for rows in torch.arange(num_paths).split(max(1, CHUNK // (num_steps * max(theta.shape[1], num_steps)))):
+        observations, weight = paths.observations[rows], share[rows, None, None]
+        scores = step_scores(paths.select(rows), theta)
+        place = (ids[rows, None] * num_columns + column) * theta.shape[0] + observations
+        mean.index_add_(0, place.flatten(), (weight * scores).flatten(0, 1))
+        same = observations[:, :, None] == observations[:, None, :]
+        dots = torch.where(same, scores @ scores.transpose(1, 2), 0)
+        products.index_add_(0, ids[rows], weight * (pick.T @ dots @ pick))
+    by_class = mean.reshape(len(size), num_columns, -1)
+    within = products - by_class @ by_class.transpose(1, 2)
+    first = torch.full_like(size, num_paths).scatter_reduce(0, ids, torch.arange(num_paths), "amin")
+    return Classes(theta.detach(), seen.select(first), probability, by_class.flatten(0, 1), within)
 
 
 def _outcomes(paths: Paths, rows: Tensor, group_size: int) -> Outcomes:

@@ -4,7 +4,8 @@
     A(s, a) = q(s, a) - v(s)           d(s) = Σ_t γ^t Pr(s_t = s)
 
 Without a horizon these are linear equations, with one a recursion. Terminal states have value and occupancy
-0. A policy is π(a | s) `[S, A]`, float64; `mdp.softmax_policy` makes one of logits. Gradient flows from every
+0. A policy is π(a | s) `[S, A]`, float64; `mdp.softmax_policy` makes one of logits. Narrower numbers are
+refused: their rows sum to 1 only up to their own rounding. Gradient flows from every
 answer of `evaluate` and `evaluate_finite` to the policy. Rewards have the unit that the world gives them.
 
 Source: Sutton & Barto 2018, chapters 3 and 4; Puterman 1994, chapters 4 to 7. Every function raises
@@ -238,6 +239,11 @@ def _check_policy(mdp: TabularMDP, policy: Tensor, horizon: int | None = None) -
         raise ValueError(
             f"policy {tuple(policy.shape)} with transition {tuple(mdp.transition.shape)}: pass π(a | s) of "
             f"shape {' or '.join(map(str, shapes))}."
+        )
+    if policy.dtype is not torch.float64:
+        raise ValueError(
+            f"policy {policy.dtype}: values to the last digit need probabilities in float64. Pass "
+            "softmax_policy(mdp, theta), or theta.double().softmax(-1)."
         )
     check_distribution("policy", policy.detach())
 

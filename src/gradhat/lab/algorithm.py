@@ -26,7 +26,8 @@ from gradhat.lab.report import Report, Table
 from gradhat.policies.tabular import Logits, TabularPolicy
 from gradhat.trajectories import Trajectories
 
-ALGORITHMS = (*FAMILY, "reinforce_page")
+REINFORCE = "reinforce_page"
+ALGORITHMS = (*FAMILY, REINFORCE)
 """The rows of the group family, and the page of REINFORCE with its moving average."""
 
 Update = Callable[[TabularPolicy, "Ascent", Trajectories], object]
@@ -77,7 +78,7 @@ def algorithm(name: str, world: World, of: str, settings: Settings) -> Report:
     ConfigError for a name that is not in `ALGORITHMS` and for settings out of range.
     """
     check(name, settings)
-    draws = some_draws(world, num_groups=settings.num_groups, group_size=settings.group_size)
+    draws = some_draws(world, num_groups=settings.num_groups, group_size=settings.group_size, one_by_one=True)
     update = update_of(name, world, settings, length=draws.paths.actions.shape[1])
 
     def change(batch: Batch) -> Tensor:
@@ -128,6 +129,10 @@ def check(name: str, settings: Settings) -> None:
 
 def _notes(of: str, world: World, found: list[Finding]) -> list[str]:
     notes = [sampling_note(of, found)] if any(f.error for f in found) else []
+    if found[0].name == REINFORCE:
+        notes.append("The moving average stands at J, where it settles: it has seen many batches.")
+    else:
+        notes.append("Without a KL term: --kl-coef 0 of gradhat train.")
     if world.mdp.gamma < 1:
         notes.append(f"The page does not discount: it is held against the ∇J of γ = {world.mdp.gamma:g}.")
     return notes
@@ -138,7 +143,7 @@ def update_of(name: str, world: World, settings: Settings, *, length: int) -> Up
 
     `length` is the longest that a trajectory can be.
     """
-    if name == "reinforce_page":
+    if name == REINFORCE:
         j = float(expected_return(world.mdp, softmax_policy(world.mdp, world.theta)))
         page = reinforce.Settings()
         return lambda policy, optimizer, batch: reinforce.update(
@@ -159,9 +164,10 @@ def update_of(name: str, world: World, settings: Settings, *, length: int) -> Up
 def refilled_probability(draws: Draws) -> Tensor:
     """Return the probability `[M]` of each batch when silent groups are replaced by fresh ones, to the end.
 
-    A batch with a silent group never remains; the others keep their proportions. ConfigError if none is left.
+    A batch with a silent group never remains; the others keep their proportions. As in training, returns are
+    not discounted. ConfigError if no batch is left.
     """
-    returns = draws.paths.returns()[draws.rows].flatten()
+    returns = torch.where(draws.paths.mask, draws.paths.rewards, 0).sum(-1)[draws.rows].flatten()
     group = torch.arange(len(returns)) // draws.group_size
     kept = ~silent(returns, group).reshape(len(draws.rows), -1).any(1)
     if not bool(kept.any()):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 WORSE = 1e-12
 """J must fall by more than this before a batch has done harm."""
+FURTHEST = 1e100
+"""The square of a longer step may overflow, that of one shorter than 1 / FURTHEST may vanish."""
 SAME = 0.005
 """Lines that stay nearer than this, relative to the height of the panel, share a label."""
 EPOCHS = "epochs on the batch"
@@ -78,10 +80,10 @@ def clip(worlds: dict[str, World], *, group_size: int, epochs: int, lr: float) -
     """Return where `epochs` steps of size `lr` on one batch lead on average, for every surrogate.
 
     A batch is a group of `group_size` trajectories of the world's policy, their credit R(τ) minus the mean of
-    the others, so that the first epoch is the exact gradient on average. ConfigError for settings that are
-    too small, and for worlds whose trajectories cannot be listed.
+    the others, so that the first epoch is the exact gradient on average. ConfigError for settings out of
+    range, and for worlds whose trajectories cannot be listed.
     """
-    _check(group_size=group_size, epochs=epochs, lr=lr)
+    check(group_size=group_size, epochs=epochs, lr=lr)
     tables: list[Table] = []
     figures: dict[str, Figure] = {}
     notes: list[str] = []
@@ -112,8 +114,17 @@ def clip(worlds: dict[str, World], *, group_size: int, epochs: int, lr: float) -
 def climbs(
     world: World, *, group_size: int, epochs: int, lr: float
 ) -> tuple[dict[str, list[Epoch]], list[float]]:
-    """Return every surrogate's epochs, and the gain of the exact ascent after each."""
+    """Return every surrogate's epochs, and the gain of the exact ascent after each.
+
+    ConfigError where `lr` is so small or so large that numbers of double precision cannot follow.
+    """
     path = ascent(listed(world), world.theta, lr=lr, updates=epochs)
+    length = float((path[1] - path[0]).norm())
+    if not 1 / FURTHEST < length < FURTHEST:
+        raise ConfigError(
+            f"--lr {lr:g}: found that the first step has the length {length:g}, which numbers of double "
+            "precision cannot follow. Use 1 or so."
+        )
     batches = some_draws(world, num_groups=1, group_size=group_size)
     j = expected_returns(batches.paths, path)
     found = {name: climb(batches, choice, path, lr=lr) for name, choice in SURROGATES.items()}
@@ -207,12 +218,13 @@ def sampling_notes(name: str, found: Sequence[Epoch]) -> list[str]:
     ]
 
 
-def _check(*, group_size: int, epochs: int, lr: float) -> None:
+def check(*, group_size: int, epochs: int, lr: float) -> None:
+    """ConfigError for settings out of range."""
     for flag, value, least in (("group-size", group_size, 2), ("epochs", epochs, 1)):
         if value < least:
             raise ConfigError(f"--{flag} {value}: found less than {least}. Use {least} or more.")
-    if lr <= 0:
-        raise ConfigError(f"--lr {lr:g}: a step that goes up has a positive size. Use more than 0.")
+    if not 0 < lr < math.inf:
+        raise ConfigError(f"--lr {lr:g}: a step needs a positive, finite size. Use more than 0.")
 
 
 LAST = (

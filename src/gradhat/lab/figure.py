@@ -21,6 +21,10 @@ LINE_GAP = 1.25
 """Distance of two labels, in heights of a letter."""
 NOISE = "variance / ‖∇J‖²: trajectories until noise = ∇J"
 """Names the axis of a total variance per trajectory: averaged over so many, the noise is as long as ∇J."""
+SHORT = 3
+"""A logarithmic axis from 1 to less than this has evenly spaced ticks."""
+FEW = 6
+"""Most parts that those divide it into."""
 LEAD = 14
 """Points between the end of a line and its label."""
 
@@ -60,7 +64,8 @@ def name_axes(ax: "Axes", *, title: str, x: str, y: str) -> None:
 def label_ends(ax: "Axes", ends: Sequence[End]) -> None:
     """Write each label right of its line's end, moved up or down so that none covers another.
 
-    A thin line leads from a label that was moved back to its end. Call it last: the limits must stand.
+    They stay within the height of the panel, if it is high enough for all. A thin line leads from a label
+    that was moved back to its end. Call it last: the limits must stand.
     """
     if not ends:
         return
@@ -68,7 +73,9 @@ def label_ends(ax: "Axes", ends: Sequence[End]) -> None:
     to_pixels, height = ax.transData, FONT * LINE_GAP * dpi / 72
     placed = sorted(ends, key=lambda end: end.y)
     wanted = [float(to_pixels.transform((end.x, end.y))[1]) for end in placed]
-    for end, y, was in zip(placed, spread(wanted, height), wanted, strict=True):
+    panel = ax.get_window_extent()
+    found = spread(wanted, height, low=panel.y0 + height / 2, high=panel.y1 - height / 2)
+    for end, y, was in zip(placed, found, wanted, strict=True):
         ax.annotate(
             end.text,
             (end.x, end.y),
@@ -98,29 +105,43 @@ def _laid_out(ax: "Axes") -> "Figure":
     return figure
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Return the ascending positions moved as little as needed to lie `gap` apart (least squares)."""
+def spread(
+    wanted: Sequence[float], gap: float, *, low: float = -math.inf, high: float = math.inf
+) -> list[float]:
+    """Return the ascending positions moved as little as needed to lie `gap` apart (least squares).
+
+    They lie within [low, high]. Where that is too short for all, they go beyond both ends by the same length.
+    """
     blocks: list[tuple[float, int]] = []
     for i, y in enumerate(wanted):
         blocks.append((y - i * gap, 1))
         while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
             (a, n), (b, m) = blocks[-2], blocks[-1]
             blocks[-2:] = [((a * n + b * m) / (n + m), n + m)]
-    flat = [mean for mean, count in blocks for _ in range(count)]
+    # Limits of the first and the last are those of all, once the gaps are taken off: the best then is the
+    # best without limits, cut off at them.
+    last = high - (len(wanted) - 1) * gap
+    if last < low:
+        low = last = (low + last) / 2
+    flat = [min(max(mean, low), last) for mean, count in blocks for _ in range(count)]
     return [y + i * gap for i, y in enumerate(flat)]
 
 
 def log_axis(ax: "Axes", which: Literal["x", "y"]) -> None:
     """Make an axis logarithmic, with ticks in plain numbers, more of them where it is short.
 
-    Call it when everything is drawn.
+    An axis that is too short for round numbers of a fixed list has evenly spaced ones. Call it when
+    everything is drawn.
     """
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
     (ax.set_xscale if which == "x" else ax.set_yscale)("log")
     low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
     axis = ax.xaxis if which == "x" else ax.yaxis
     spans = ((10, (1, 1.5, 2, 3, 4, 5, 6, 8)), (300, (1, 2, 5)), (math.inf, (1,)))
-    axis.set_major_locator(LogLocator(subs=next(subs for span, subs in spans if high < low * span)))
+    subs = next(subs for span, subs in spans if high < low * span)
+    axis.set_major_locator(
+        MaxNLocator(FEW, steps=(1, 2, 2.5, 4, 5, 10)) if high < low * SHORT else LogLocator(subs=subs)
+    )
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())

@@ -26,6 +26,8 @@ EQUAL = 1e-9
 """Two gradients nearer than this, relative to the truth, are equal up to rounding."""
 ROW_HEIGHT = 0.23
 """Inches of one row of the matrix."""
+LONG = 1e4
+"""A larger variance is drawn in powers of ten."""
 SOFT = "#6a6a6a"
 """For what is read second."""
 
@@ -63,10 +65,13 @@ def kl(worlds: dict[str, World], *, updates: int, lr: float) -> Report:
     """Return which divergence each estimator and placement follows, in each world.
 
     π_ref is the world's θ; the policy is what `updates` exact gradient steps of size `lr` make of it.
-    ConfigError where the trajectories cannot be listed, or where the policy is still the reference.
+    ConfigError for settings out of range, where the trajectories cannot be listed, and where a divergence
+    has no gradient: the policy is still the reference, or always acts alike.
     """
+    check(updates=updates, lr=lr)
     tables: list[Table] = []
     figures: dict[str, Figure] = {}
+    bounded: list[str] = []
     for name, world in worlds.items():
         setting = moved(world, updates=updates, lr=lr)
         rows = gradient_rows(setting)
@@ -79,6 +84,7 @@ def kl(worlds: dict[str, World], *, updates: int, lr: float) -> Report:
             ),
         ]
         figures[f"kl_{name}"] = figure(name, rows)
+        bounded += bound_notes(name, setting)
     return Report(
         question="Which KL estimator, put where, gives the gradient of which divergence?",
         tables=tuple(tables),
@@ -93,9 +99,32 @@ def kl(worlds: dict[str, World], *, updates: int, lr: float) -> Report:
             "k2 in the loss, k3 × ratio in the loss and k1 as the reward of its own step are one and the "
             "same estimate. k3 in the reward, total or to go, follows ∇KL(π‖ref) − ∇KL(ref‖π) per step, and "
             "on its own step the difference of the two per step: near π_ref they cancel.",
+            *bounded,
         ),
         figures=figures,
     )
+
+
+def check(*, updates: int, lr: float) -> None:
+    """ConfigError for settings out of range."""
+    if updates < 1:
+        raise ConfigError(f"--updates {updates}: without a step π is still π_ref. Use 1 or more.")
+    if not 0 < lr < math.inf:
+        raise ConfigError(f"--lr {lr:g}: a step needs a positive, finite size. Use more than 0.")
+
+
+def bound_notes(name: str, setting: Setting) -> list[str]:
+    """Return the sentence that says where k3 is held, if it is."""
+    paths = setting.paths
+    log_ratio = (paths.logp(setting.theta_ref) - paths.logp(setting.theta)).detach()
+    step, whole = float(log_ratio.max()), float(log_ratio.sum(-1).max())
+    if max(step, whole) <= kl_room.LOG_RATIO_MAX:
+        return []
+    return [
+        f"{name}: log(ref/π) reaches {step:.3g} in a step and {whole:.3g} over a trajectory. k3 follows it "
+        f"to {kl_room.LOG_RATIO_MAX:g} only and stands still beyond. Where that happens its mean is below "
+        "the KL, and its gradient in the loss is not that of KL(ref‖π)."
+    ]
 
 
 def moved(world: World, *, updates: int, lr: float) -> Setting:
@@ -274,10 +303,16 @@ def value_rows(setting: Setting) -> list[Row]:
 def _gradient(truth: Truth, setting: Setting) -> Tensor:
     leaf = setting.theta.detach().clone().requires_grad_()
     gradient = torch.autograd.grad(truth.value(setting, leaf), leaf)[0].flatten()
-    if float(gradient.norm()) < NO_SLOPE:
+    # Not a number, from a θ that overflows, is no gradient either.
+    if not float(gradient.norm()) >= NO_SLOPE:
+        still = float(forward(setting, setting.theta)) < NO_SLOPE
+        why, use = (
+            ("π is still π_ref", "a larger --lr, more --updates, or another --mdp")
+            if still
+            else ("π has moved so far that it always acts alike", "a smaller --lr or fewer --updates")
+        )
         raise ConfigError(
-            f"compare with the gradient of {truth.title}: found that it is zero, since π is still π_ref. "
-            "Use --updates and --lr above 0."
+            f"compare with the gradient of {truth.title}: found that it is zero, since {why}. Use {use}."
         )
     return gradient
 
@@ -350,7 +385,7 @@ def _draw_noise(ax: "Axes", rows: Sequence[Row]) -> None:
     ax.scatter(variances, range(len(rows)), c=colours, s=16)
     for i, variance in enumerate(variances):
         ax.annotate(
-            f"{variance:.2g}" if variance < 100 else f"{variance:.0f}",
+            f"{variance:.0f}" if 100 <= variance <= LONG else f"{variance:.2g}",
             (variance, i),
             xytext=(5, 0),
             textcoords="offset points",
@@ -361,7 +396,8 @@ def _draw_noise(ax: "Axes", rows: Sequence[Row]) -> None:
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
-    ax.set_xlim(right=ax.get_xlim()[1] * 3)
+    low, high = ax.get_xlim()
+    ax.set_xlim(right=high * max(3, (high / low) ** 0.2))  # Room for the number of the last point.
     name_axes(
         ax,
         title="Noise. The mean is a true gradient (blue),\nnone of them (red), zero (grey)",

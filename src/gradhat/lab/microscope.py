@@ -1,6 +1,7 @@
 """What an estimator estimates: its exact mean and variance, held against the exact gradient."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, cast
@@ -14,7 +15,17 @@ from gradhat.exact.choices import MULTISETS, Listing, num_batches
 from gradhat.exact.enumerate import Draws, Paths
 from gradhat.exact.gradient import by_theorem
 from gradhat.exact.mdp import TabularMDP
-from gradhat.exact.moments import Classes, Credit, Moments, Weights, classes, counted, moments, weighted
+from gradhat.exact.moments import (
+    Classes,
+    Credit,
+    Moments,
+    Weights,
+    classes,
+    counted,
+    moments,
+    totals,
+    weighted,
+)
 
 SAMPLED_DRAWS = 20_000
 """Batches drawn at random where they cannot be enumerated."""
@@ -22,6 +33,8 @@ SIMULATED_STEPS = 500
 """Longest trajectories that are drawn at random where they cannot be listed: all are held in memory."""
 EXACT_DRAWS = 200_000
 """Most batches that are enumerated here; beyond it they are drawn at random."""
+SINGLE_DRAWS = 20_000
+"""The same where batches are handled one by one, some thousand a second."""
 NO_SLOPE = 1e-12
 """A gradient shorter than this is zero: nothing can be compared with it."""
 
@@ -43,7 +56,7 @@ class World:
         if float(gradient.norm()) < NO_SLOPE:
             raise ConfigError(
                 "compare with the exact gradient: found that it is zero at this policy, so nothing has a "
-                "direction. Use another --seed or --spread."
+                "direction. Use another --seed, --spread or --mdp."
             )
         return gradient
 
@@ -56,12 +69,17 @@ class World:
     @cached_property
     def classes(self) -> Classes | None:
         """The trajectories sorted by rewards and lengths; None where there are too many of either."""
-        if self.paths is None:
-            return None
-        try:
-            return classes(self.paths, self.theta_old)
-        except ValueError:
-            return None
+        return _unless_too_many(classes, self)
+
+    @cached_property
+    def totals(self) -> Classes | None:
+        """The trajectories sorted by return alone; None as for `classes`."""
+        return _unless_too_many(totals, self)
+
+    @cached_property
+    def played(self) -> dict[tuple[int, int], Draws]:
+        """Batches that were played, by number and size of their groups: every estimator sees the same."""
+        return {}
 
     def generator(self) -> torch.Generator:
         """Return a fresh generator: every estimator sees the same batches."""
@@ -91,6 +109,13 @@ class Specimen:
     """Whether the weights are `Credit`: they look at rewards, lengths and ends only."""
     listing: Listing = MULTISETS
     """TUPLES where the order of the trajectories counts."""
+    by_return: bool = False
+    """Whether the weights look at returns only and are the same on every step, so that lengths need not be told
+    apart."""
+    one_by_one: bool = False
+    """Whether batches are handled one by one: then fewer are enumerated."""
+    num_samples: Callable[[int], float] | None = None
+    """Size of a batch → trajectories that one estimate uses on average, where those are not all."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +124,8 @@ class Finding:
 
     name: str
     what: str
-    num_samples: int
-    """Trajectories in one estimate."""
+    num_samples: float
+    """Trajectories in one estimate, on average."""
     norm_ratio: float
     """‖E ĝ‖ / ‖∇J‖."""
     cosine: float
@@ -120,54 +145,61 @@ class Finding:
         return math.degrees(math.acos(max(-1.0, min(1.0, self.cosine))))
 
     def squared_error(self, num_samples: float) -> float:
-        """Mean squared error of the average over `num_samples` trajectories, in units of ‖∇J‖²."""
-        return self.relative_bias**2 + self.variance / num_samples
+        """Mean squared error of the average over `num_samples` trajectories, in units of ‖∇J‖².
+
+        Where E ĝ comes from a sample, its own squared error is taken off the squared bias.
+        """
+        return max(0.0, self.relative_bias**2 - self.error**2) + self.variance / num_samples
 
 
 def examine(world: World, specimen: Specimen, *, group_size: int) -> Finding:
     """Return what the estimator estimates in this world, in batches of `group_size` trajectories."""
     num_groups, size = {"one": (1, 1), "group": (1, group_size), "batch": (group_size, 1)}[specimen.sees]
-    return finding(world, specimen, specimen_moments(world, specimen, num_groups, size), num_groups * size)
+    seen = specimen_moments(world, specimen, num_groups, size)
+    batch_size = num_groups * size
+    used = batch_size if specimen.num_samples is None else specimen.num_samples(batch_size)
+    return finding(world, specimen, seen, used)
 
 
 def specimen_moments(world: World, specimen: Specimen, num_groups: int, group_size: int) -> Moments:
     """Return the moments of one estimate: exact where its batches can be enumerated or counted."""
-    same_policy = world.theta is world.theta_old
-    if specimen.by_class and same_policy and world.classes is not None:
-        start = world.classes.paths.states[:, 0]
-        if num_batches(start, num_groups, group_size, specimen.listing) <= EXACT_DRAWS:
+    sorted_ = world.totals if specimen.by_return else world.classes if specimen.by_class else None
+    if sorted_ is not None and world.theta is world.theta_old:
+        start = sorted_.paths.states[:, 0]
+        if num_batches(start, num_groups, group_size, specimen.listing) <= _limit(specimen.one_by_one):
             return counted(
-                world.classes,
+                sorted_,
                 cast(Credit, specimen.weights),
                 num_groups=num_groups,
                 group_size=group_size,
                 listing=specimen.listing,
             )
-    return moments(
-        some_draws(world, num_groups=num_groups, group_size=group_size, listing=specimen.listing),
-        weighted(specimen.weights),
+    draws = some_draws(
+        world,
+        num_groups=num_groups,
+        group_size=group_size,
+        listing=specimen.listing,
+        one_by_one=specimen.one_by_one,
     )
+    return moments(draws, weighted(specimen.weights))
 
 
-def some_draws(world: World, *, num_groups: int, group_size: int, listing: Listing = MULTISETS) -> Draws:
-    """Return all batches where they can be enumerated, else batches drawn at random (`exact` is false).
+def some_draws(
+    world: World,
+    *,
+    num_groups: int,
+    group_size: int,
+    listing: Listing = MULTISETS,
+    one_by_one: bool = False,
+) -> Draws:
+    """Return all batches where they are not too many, else batches drawn at random (`exact` is false).
 
     ConfigError where trajectories can neither be listed nor be cut after `SIMULATED_STEPS` steps or fewer.
     """
     paths = world.paths
     if paths is None:
-        _check_short(world.mdp)
-        return every.simulated(
-            world.mdp,
-            world.theta,
-            theta_old=world.theta_old,
-            num_groups=num_groups,
-            group_size=group_size,
-            num_draws=SAMPLED_DRAWS,
-            max_steps=SIMULATED_STEPS,
-            generator=world.generator(),
-        )
-    if num_batches(paths.states[:, 0], num_groups, group_size, listing) <= EXACT_DRAWS:
+        return _played(world, num_groups, group_size)
+    if num_batches(paths.states[:, 0], num_groups, group_size, listing) <= _limit(one_by_one):
         return every.draws(
             paths,
             world.theta,
@@ -187,6 +219,28 @@ def some_draws(world: World, *, num_groups: int, group_size: int, listing: Listi
     )
 
 
+def _limit(one_by_one: bool) -> int:
+    return SINGLE_DRAWS if one_by_one else EXACT_DRAWS
+
+
+def _played(world: World, num_groups: int, group_size: int) -> Draws:
+    """Return batches played in a world whose trajectories are too many to list."""
+    key = num_groups, group_size
+    if key not in world.played:
+        _check_short(world.mdp)
+        world.played[key] = every.simulated(
+            world.mdp,
+            world.theta,
+            theta_old=world.theta_old,
+            num_groups=num_groups,
+            group_size=group_size,
+            num_draws=SAMPLED_DRAWS,
+            max_steps=SIMULATED_STEPS,
+            generator=world.generator(),
+        )
+    return world.played[key]
+
+
 def _check_short(mdp: TabularMDP) -> None:
     if mdp.horizon is None or mdp.horizon > SIMULATED_STEPS:
         found = "no horizon" if mdp.horizon is None else f"horizon={mdp.horizon}"
@@ -201,7 +255,16 @@ def _number(mdp: TabularMDP) -> str:
     return "endlessly many" if number == math.inf else f"{number:.4g}"
 
 
-def finding(world: World, specimen: Specimen, seen: Moments, num_samples: int) -> Finding:
+def _unless_too_many(sort: Callable[[Paths, Tensor], Classes], world: World) -> Classes | None:
+    if world.paths is None:
+        return None
+    try:
+        return sort(world.paths, world.theta_old)
+    except ValueError:
+        return None
+
+
+def finding(world: World, specimen: Specimen, seen: Moments, num_samples: float) -> Finding:
     """Hold the moments of one estimate against ∇J."""
     truth = world.gradient
     length = float(truth.norm())

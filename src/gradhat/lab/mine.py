@@ -45,7 +45,7 @@ ARGUMENTS = {
 INSIDE_CLASS = {"actions", "observations", "logp", "logp_old"}
 """Arguments that tell apart trajectories of equal rewards and lengths."""
 PROBED = 50
-"""Batches on which the function is tried with its trajectories in reverse order."""
+"""At most twice as many batches are tried with their trajectories in another order."""
 
 Own = Callable[..., Any]
 
@@ -71,7 +71,7 @@ def load(spec: str) -> Own:
     sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
         raise EstimatorError(
             f"estimator {spec}: importing {path} raised {_said(error, path)}. Mend it."
@@ -98,7 +98,7 @@ def specimen(function: Own, spec: str, world: World, group_size: int) -> Specime
         return one_by_one(alone)(batch).flatten(0, 1)
 
     name = spec.rpartition(":")[2]
-    plain = Specimen(name, "your own", weights, "group", by_class)
+    plain = Specimen(name, "your own", weights, "group", by_class, one_by_one=True)
     return plain if _symmetric(plain, world, group_size) else replace(plain, listing=TUPLES)
 
 
@@ -135,7 +135,7 @@ def _weights(function: Own, spec: str, wanted: list[str], batch: Outcomes) -> Te
         }
     try:
         answer = function(**{name: values[name].clone() if name != "logp" else logp for name in wanted})
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EstimatorError(
             f"estimator {spec}: raised {_said(error, Path(spec.rpartition(':')[0]))} on a batch "
             f"of {tuple(logp.shape)}. Mend it."
@@ -179,11 +179,24 @@ def _slope(loss: Tensor, logp: Tensor, spec: str) -> Tensor:
 
 
 def _symmetric(specimen: Specimen, world: World, group_size: int) -> bool:
-    """Whether the function gives a trajectory the same weights wherever it stands in the batch."""
-    draws = some_draws(world, num_groups=1, group_size=group_size)
+    """Whether the function gives a trajectory the same weights wherever it stands in the batch.
+
+    EstimatorError for one that answers differently when it is asked again.
+    """
+    draws = some_draws(world, num_groups=1, group_size=group_size, one_by_one=True)
     rows = draws.rows[:: max(1, len(draws.rows) // PROBED)]
-    ahead, back = (_probe(specimen.weights, draws, order) for order in (rows, rows.flip(1)))
-    return torch.allclose(ahead, back.flip(1), rtol=1e-9, atol=1e-12)
+    straight, first = _probe(specimen.weights, draws, rows), torch.arange(group_size)
+    if not torch.equal(_probe(specimen.weights, draws, rows), straight):
+        raise EstimatorError(
+            f"estimator {specimen.name}: asked twice about the same batches, it gave two answers. An exact "
+            "expectation needs a function of the batch: take out what is random, or seed it inside."
+        )
+    # Every order is made of these two: all move up by one place, the first two change places.
+    orders = first.roll(1), torch.cat([first[:2].flip(0), first[2:]])
+    return all(
+        torch.allclose(_probe(specimen.weights, draws, rows[:, o]), straight[:, o], rtol=1e-9, atol=1e-12)
+        for o in orders
+    )
 
 
 def _probe(weights: Weights, draws: Draws, rows: Tensor) -> Tensor:
@@ -192,7 +205,7 @@ def _probe(weights: Weights, draws: Draws, rows: Tensor) -> Tensor:
     return torch.cat([weights(part).reshape(part.num_draws, rows.shape[1], -1) for _, part in some.batches()])
 
 
-def _said(error: Exception, file: Path) -> str:
+def _said(error: BaseException, file: Path) -> str:
     """Return the error with the last line of `file` that led to it. A syntax error says its line itself."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == file.name]
     return f"{type(error).__name__}: {error}" + (f" (line {frames[-1].lineno})" if frames else "")

@@ -308,9 +308,9 @@ def report(lines: Sequence[Line], rewards: Interval, *, subject: str) -> Report:
         notes=(
             f"{len(first.gram)} batches, mean reward {rewards.mean:.3f} "
             f"[{rewards.low:.3f}, {rewards.high:.3f}]. samples = trajectories at which signal equals noise: "
-            "fewer is better, at any G. snr = ‖E ĝ‖² / tr Cov(ĝ) of one batch; cosine: between the "
-            "gradients of two halves of the batches, both with 95 % intervals; silent = share of groups whose "
-            "rewards are all equal.",
+            "fewer is better, at any G. snr = ‖E ĝ‖² / tr Cov(ĝ) of one batch; cosine of the sums over two "
+            "halves of the batches; both with 95 % intervals. silent = share of groups whose rewards are all "
+            "equal.",
             verdict(lines),
         ),
         figures={"model": figure(lines)},
@@ -322,7 +322,7 @@ def verdict(lines: Sequence[Line]) -> str:
     clear = [line for line in lines if line.snr.low > 0]
     if not clear:
         return (
-            "Every interval of the signal-to-noise ratio holds 0: these batches separate no estimator from "
+            "No interval of the signal-to-noise ratio lies above 0: these batches separate no estimator from "
             "noise. Take more --batches."
         )
     best = min(clear, key=lambda line: line.noise_scale.mean)

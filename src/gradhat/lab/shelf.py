@@ -28,7 +28,7 @@ Reduction = Credit
 def shelf(world: World) -> list[Specimen]:
     """Return every estimator that says something in this world."""
     discounted = world.mdp.gamma < 1
-    found = [*of_one(world), *of_group(), *of_batch()]
+    found = [*of_one(world), *of_group(), *of_positive(world), *of_batch(world)]
     return [s for s in found if discounted or s.name != "dropped_discount"]
 
 
@@ -62,7 +62,14 @@ def of_group() -> list[Specimen]:
     ]
 
 
-def of_batch() -> list[Specimen]:
+def of_positive(world: World) -> list[Specimen]:
+    """Estimators that divide by a mean return: none where rewards can be negative."""
+    if float(world.mdp.reward.min()) < 0:
+        return []
+    return [_group("max_rl", "− mean, ÷ mean", group.group_mean, group.group_mean_scale, per_trajectory)]
+
+
+def of_batch(world: World) -> list[Specimen]:
     """Estimators that look at a whole batch of independent trajectories."""
     return [
         _batch("batch_mean", "− batch mean", group.group_mean, group.no_scale, per_trajectory),
@@ -75,12 +82,14 @@ def of_batch() -> list[Specimen]:
             "batch",
             by_class=True,
             listing=TUPLES,
+            num_samples=collected(world),
         ),
     ]
 
 
 def _group(name: str, what: str, baseline: Baseline, scale: Baseline, reduction: Reduction) -> Specimen:
-    return Specimen(name, what, compared(baseline, scale, reduction), "group", by_class=True)
+    weights, by_return = compared(baseline, scale, reduction), reduction is per_trajectory
+    return Specimen(name, what, weights, "group", by_class=True, by_return=by_return)
 
 
 def _batch(name: str, what: str, baseline: Baseline, scale: Baseline, reduction: Reduction) -> Specimen:
@@ -90,7 +99,7 @@ def _batch(name: str, what: str, baseline: Baseline, scale: Baseline, reduction:
     def weights(batch: Outcomes) -> Tensor:
         return of_group(replace(batch, group=batch.draw))
 
-    return Specimen(name, what, weights, "batch", by_class=True)
+    return Specimen(name, what, weights, "batch", by_class=True, by_return=reduction is per_trajectory)
 
 
 def state_values(mdp: TabularMDP, theta: Tensor) -> Tensor:
@@ -195,6 +204,23 @@ def until_enough_steps(batch: Outcomes) -> Tensor:
     return (batch.returns() * share)[:, None] * mask
 
 
+def collected(world: World) -> Callable[[int], float] | None:
+    """Return N → E|D|, the trajectories collected until there are N steps; None where they are not listed."""
+    if world.paths is None:
+        return None
+    chance = world.paths.probability(world.theta_old).detach()
+    lengths = torch.bincount(world.paths.mask.sum(-1), weights=chance).tolist()
+
+    def expected(num_steps: int) -> float:
+        needed = [0.0]
+        for n in range(1, num_steps + 1):
+            more = sum(p * needed[max(0, n - length)] for length, p in enumerate(lengths) if length)
+            needed.append(1 + more)
+        return needed[num_steps]
+
+    return expected
+
+
 def per_trajectory(batch: Outcomes) -> Tensor:
     """1 / |D|."""
     return reduce.per_trajectory(_mask(batch), num_trajectories=len(batch.draw) // batch.num_draws)
@@ -212,11 +238,11 @@ def constant(batch: Outcomes) -> Tensor:
 
 
 def per_token(batch: Outcomes) -> Tensor:
-    """1 / (steps of the whole draw). Draws with the same number of steps are weighed together."""
+    """1 / (steps of the whole draw), 0 where there is none. Draws with as many steps are weighed together."""
     mask = _mask(batch)
     tokens = mask.reshape(batch.num_draws, -1).sum(-1)[batch.draw].long()
     weight = torch.zeros_like(mask)
-    for count in tokens.unique().tolist():
+    for count in tokens[tokens > 0].unique().tolist():
         weight[tokens == count] = reduce.per_token(mask[tokens == count], num_tokens=count)
     return weight
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from gradhat.errors import ConfigError
 from gradhat.estimators import offpolicy, ratios
 from gradhat.exact.enumerate import Batch, Paths, batch, step_scores
+from gradhat.exact.gradient import by_theorem
 from gradhat.exact.moments import Moments, Weights
 from gradhat.lab import shelf
 from gradhat.lab.bias import SAMPLES, UNBIASED, described
 from gradhat.lab.figure import COLOURS, INK, NOISE, End, label_ends, log_axis, name_axes, panels
-from gradhat.lab.microscope import Finding, Specimen, World, ascent, finding, listed
+from gradhat.lab.microscope import NO_SLOPE, Finding, Specimen, World, ascent, finding, listed
 from gradhat.lab.report import Column, Report, Row, Table, Value
 from gradhat.losses import surrogate
 
@@ -180,8 +181,9 @@ def per_decision(stale: Stale) -> Tensor:
     paid = shelf.discounts(batch) * batch.rewards
     before = paid.cumsum(-1) - paid
     ahead = weighted.flip(-1).cumsum(-1).flip(-1)
-    adv = before + ahead / step.cumsum(-1).exp() - stale.start_value
-    return surrogate.importance_weighted(prefix, adv) * batch.mask
+    # `ahead` has the ratios up to the step in it: a division by them would be by 0 where they underflow.
+    psi = step.cumsum(-1).exp() * (before - stale.start_value) + ahead
+    return surrogate.reinforce(prefix, psi) * batch.mask
 
 
 def vtrace(stale: Stale) -> Tensor:
@@ -263,44 +265,56 @@ def staleness(
 
 
 def along(world: World, updates: int, lr: float, tried: Sequence[Correction]) -> list[Point]:
-    """Return what is seen at the world's θ and after each of the learner's updates."""
+    """Return what is seen at the world's θ and after each of the learner's updates.
+
+    ConfigError where an update leaves no gradient to compare with.
+    """
     paths = listed(world)
-    return [
-        point(World(world.mdp, theta, world.theta, world.seed), paths, k, tried)
-        for k, theta in enumerate(ascent(paths, world.theta, lr=lr, updates=updates))
-    ]
+    points: list[Point] = []
+    for k, theta in enumerate(ascent(paths, world.theta, lr=lr, updates=updates)):
+        if k and not float(by_theorem(world.mdp, theta).norm()) >= NO_SLOPE:
+            raise ConfigError(
+                f"--lr {lr:g} with --updates {updates}: found that ∇J is zero after {k}, so nothing has a "
+                "direction. Use a smaller --lr or fewer --updates."
+            )
+        points.append(point(World(world.mdp, theta, world.theta, world.seed), paths, k, tried))
+    return points
 
 
 def check(updates: int, lr: float, bounds: Bounds) -> None:
     """ConfigError for settings that cannot be honoured."""
-    if updates < 1 or lr <= 0:
-        raise ConfigError(
-            f"updates={updates}, lr={lr:g}: with these the sampler never falls behind. Use 1 or more updates "
-            "of a size above 0."
-        )
-    if bounds.clip < 0 or bounds.cap <= 0 or not 0 <= bounds.low <= 1 <= bounds.high:
-        raise ConfigError(
-            f"clip={bounds.clip:g}, cap={bounds.cap:g}, low={bounds.low:g}, high={bounds.high:g}: found one "
-            "out of range. Use clip >= 0, cap > 0 and 0 <= low <= 1 <= high."
-        )
+    if updates < 1:
+        raise ConfigError(f"--updates {updates}: so the sampler never falls behind. Use 1 or more.")
+    if not 0 < lr < math.inf:
+        raise ConfigError(f"--lr {lr:g}: a step needs a positive, finite size. Use more than 0.")
+    for flag, value, good, use in (
+        ("clip", bounds.clip, 0 <= bounds.clip < math.inf, "a finite number of 0 or more"),
+        ("cap", bounds.cap, 0 < bounds.cap < math.inf, "a finite number above 0"),
+        ("low", bounds.low, 0 <= bounds.low <= 1, "0 to 1"),
+        ("high", bounds.high, 1 <= bounds.high < math.inf, "a finite number of 1 or more"),
+    ):
+        if not good:
+            raise ConfigError(f"--{flag} {value:g}: found a value out of range. Use {use}.")
 
 
 def point(world: World, paths: Paths, updates: int, tried: Sequence[Correction]) -> Point:
     """Return what every correction estimates, from trajectories of `world.theta_old`, at `world.theta`."""
     logp, logp_old = paths.logp(world.theta).detach(), paths.logp(world.theta_old).detach()
-    ratio = (logp - logp_old).sum(-1)
     chance, new = paths.probability(world.theta_old).detach(), paths.probability(world.theta).detach()
     v, dots = shelf.state_values(world.mdp, world.theta), score_dots(paths, world.theta)
 
     def seen(name: str, what: str, objective: Objective, old: Tensor, chance: Tensor) -> Finding:
-        each = batch(paths, world.theta, logp, old, torch.arange(len(paths))[:, None], 1)
+        # A trajectory that is never sampled may have no ratio: its logp can be -inf under both policies.
+        rows = chance.nonzero()[:, 0]
+        each = batch(paths, world.theta, logp, old, rows[:, None], 1)
         specimen = Specimen(name, what, weights(objective, v), "one")
-        return finding(world, specimen, moments(each, chance, dots, specimen.weights), 1)
+        return finding(world, specimen, moments(each, chance[rows], dots[rows], specimen.weights), 1)
 
+    log_ratio = (logp - logp_old).sum(-1)
     return Point(
         updates=updates,
-        kl=float(new @ ratio),
-        ess=1 / float(chance @ (2 * ratio).exp()),
+        kl=float(torch.where(new > 0, new * log_ratio, 0).sum()),
+        ess=1 / float(torch.where(chance > 0, chance * (2 * log_ratio).exp(), 0).sum()),
         expected_return=float(new @ paths.returns()),
         norm=float(world.gradient.norm()),
         findings=(
@@ -330,9 +344,16 @@ def score_dots(paths: Paths, theta: Tensor) -> Tensor:
 def moments(each: Batch, chance: Tensor, dots: Tensor, weights: Weights) -> Moments:
     """Return the moments of ĝ from one trajectory: those of `exact.moments`, without a gradient for each.
 
-    `each` has every trajectory as a draw of its own, with the probability `chance` `[N]`.
+    `each` has every trajectory as a draw of its own, with the probability `chance` `[N]`. ValueError for a
+    weight that is not finite.
     """
     w = weights(each)
+    if not bool(w.isfinite().all()):
+        wrong = (~w.isfinite()).nonzero()[0].tolist()
+        raise ValueError(
+            f"the correction returned {float(w[tuple(wrong)])} at {wrong}: every weight must be finite. Use "
+            "policies that are nearer to each other."
+        )
     together = replace(each, draw=torch.zeros_like(each.draw), num_draws=1)
     mean = together.score(chance[:, None] * w)[0]
     square = float(chance @ (w[:, None, :] @ dots @ w[:, :, None]).flatten())

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 NUMBERS = (16, 64, 256, 1024)
 """Numbers of trajectories whose mean squared error is listed and drawn against λ."""
+LARGEST_ERROR = 1e6
+"""Of the wrong V: with more of it, what is left of the return is lost in rounding."""
 EXACT_V, WRONG_V, NO_V = "exact V", "V with an error", "V = 0"
 LEFT_OUT, RESCALED = "leave one out", "group mean ÷ (G − 1)/G"
 TRACE = "λ   (0: one reward, then V; 1: all rewards)"
@@ -126,19 +128,22 @@ def check(settings: Settings) -> None:
     sizes = (settings.group_size, *settings.sizes)
     if not settings.sizes or min(sizes) < 2:
         raise ConfigError(
-            f"group sizes {', '.join(map(str, sizes))}: found one below 2, or none to compare. A trajectory "
-            "is compared with others of its group: use sizes of 2 or more."
+            f"--group-size {settings.group_size} --sizes {' '.join(map(str, settings.sizes))}: found one "
+            "below 2, or none to compare. A trajectory is compared with others of its group: use sizes of 2 "
+            "or more."
         )
     if not settings.lams or not all(0 <= lam <= 1 for lam in settings.lams):
         raise ConfigError(
-            f"lams={settings.lams}: found none, or one outside [0, 1]. λ weighs the future: use values from "
-            "0 to 1."
+            f"--lams {' '.join(f'{lam:g}' for lam in settings.lams)}: found none, or one outside [0, 1]. λ "
+            "weighs the future: use values from 0 to 1."
         )
-    if settings.error < 0 or not 0 <= settings.decay < 1:
+    if not 0 <= settings.error <= LARGEST_ERROR:
         raise ConfigError(
-            f"error={settings.error:g}, decay={settings.decay:g}: found one out of range. Use an error "
-            "of 0 or more standard deviations, and a decay from 0 to below 1."
+            f"--error {settings.error:g}: found a value out of range. Use 0 to {LARGEST_ERROR:g} standard "
+            "deviations of the return."
         )
+    if not 0 <= settings.decay < 1:
+        raise ConfigError(f"--decay {settings.decay:g}: found a value out of range. Use 0 to below 1.")
 
 
 def by_baseline(world: World, settings: Settings) -> list[Seen]:
@@ -241,7 +246,12 @@ def by_size(world: World, settings: Settings) -> list[Seen]:
     def seen(name: str, size: int, shrink: float, rule: shelf.Baseline) -> Seen:
         weights = shelf.compared(rule, group.no_scale, shelf.per_trajectory)
         scaled = Specimen(
-            f"{name} (G = {size})", "total return", lambda b: weights(b) / shrink, "group", by_class=True
+            f"{name} (G = {size})",
+            "total return",
+            lambda b: weights(b) / shrink,
+            "group",
+            by_class=True,
+            by_return=True,
         )
         return Seen(name, size, examine(world, scaled, group_size=size))
 
@@ -305,8 +315,9 @@ def notes(settings: Settings) -> tuple[str, ...]:
         f"Groups of baselines have {settings.group_size} trajectories. The moving average has the decay "
         f"{settings.decay:g}. The V with an error is off by {settings.error:g} standard deviations of the "
         "return, at random in every state.",
-        "The group mean contains the trajectory's own return: it shortens ĝ to (G − 1)/G and is no quieter "
-        "for it. Divided by that factor it is leave one out.",
+        "The group mean contains the trajectory's own return. Taken off the total return it shortens ĝ to "
+        "(G − 1)/G and is no quieter for it: divided by that factor it is leave one out. The return to go is "
+        "shortened alike where nothing is discounted, and by another factor with a discount.",
     )
 
 

@@ -46,8 +46,8 @@ def per_sequence(mask: Shaped[Tensor, "B T"], *, num_sequences: int) -> Float[Te
     """Return 1 / (number of sequences · length of the step's own sequence): the mean of means.
 
     Source: Shao et al. 2024 (DeepSeekMath), eq. 3. Assumes that an answer counts the same at any length.
-    Biased: short answers weigh more per step, so long wrong ones are punished less (Liu et al. 2025,
-    Dr. GRPO). A sequence without own steps has weight 0 and still counts.
+    Biased: short answers weigh more per step. Failure case: long wrong answers are punished less than short
+    ones, and grow (Liu et al. 2025, Dr. GRPO). A sequence without own steps has weight 0 and still counts.
     """
     _positive(num_sequences=num_sequences)
     steps = _steps(mask)

@@ -47,7 +47,8 @@ def importance_weighted(
     """Return ratio · adv.
 
     Source: Schulman et al. 2017 (PPO), eq. 6, after Kakade & Langford 2002. Assumes a policy near the one
-    that sampled; nothing bounds the ratio but LOG_RATIO_MAX, so stale samples give it a heavy tail.
+    that sampled. Failure case: nothing bounds the ratio but LOG_RATIO_MAX, so stale samples give it a heavy
+    tail, and a few of them outweigh the batch.
     """
     _check(log_ratio=log_ratio, adv=adv)
     return _ratio(log_ratio) * adv.detach()
@@ -132,7 +133,8 @@ def soft_gate(
                 "Use τ > 0; 1 is usual."
             )
     adv = adv.detach()
-    tau = torch.where(adv > 0, adv.new_tensor(tau_positive), adv.new_tensor(tau_negative))
+    tau = torch.full_like(adv, tau_negative, dtype=torch.promote_types(adv.dtype, log_ratio.dtype))
+    tau = tau.masked_fill(adv > 0, tau_positive)
     return torch.sigmoid(tau * (_ratio(log_ratio) - 1)) * 4 / tau * adv
 
 
@@ -144,9 +146,14 @@ def divergence_masked(
     Source: Qi et al. 2026 (DPPO). `keep` is `tv_mask` or `kl_mask`: which steps stay is decided by how far
     the policy moved in probability, not in ratio. Assumes that it was computed at the same policy as
     `log_ratio`. Failure case: the weight of a step that is kept is unbounded, as an unlikely action may grow
-    a thousandfold within the bound; `clipped_weight(low=1, ...)` where `keep` has a cap.
+    a thousandfold within the bound; `clipped_weight(low=1, ...)` where `keep` has a cap. ValueError for a
+    `keep` that is not bool.
     """
     _check(log_ratio=log_ratio, adv=adv, keep=keep)
+    if keep.dtype is not torch.bool:
+        raise ValueError(
+            f"keep {keep.dtype}: a step stays or goes, so this is bool. Pass tv_mask, kl_mask or keep.bool()."
+        )
     return torch.where(keep, _ratio(log_ratio) * adv.detach(), 0)
 
 
@@ -188,8 +195,9 @@ def kl_mask(
     q are the probabilities of the sampled action under the policy and under the old one. It is stricter near
     0 and 1, where a small shift is a large surprise.
 
-    Source: Qi et al. 2026 (DPPO), the binary KL. Assumption and failure case as for `tv_mask`.
-    ValueError for a negative bound.
+    Source: Qi et al. 2026 (DPPO), the binary KL. Assumes `logp_old` of the policy that really sampled.
+    Failure case: as for `tv_mask`, mass that moved among the other actions goes unseen; and a tiny shift of
+    an action that was nearly certain drops its step. ValueError for a negative bound.
     """
     _check_bounds(low=low, high=high)
     _check_same_steps(logp, logp_old, adv)
