@@ -252,7 +252,11 @@ def test_the_report_says_what_was_done() -> None:
     assert found.figures == {"algorithm_grpo": ("x", 2)}
     assert found.notes[0].startswith("Update = change of θ / (lr · passes), with lr = 0.5 and 3 passes over")
     assert "batches of 1 × 2 trajectories." in found.notes[0]
-    assert "1 pass over" in report("grpo", of(texts()), group_size=2).notes[0]
+    assert "Without a KL term: --kl-coef 0 of gradhat train." in found.notes
+    plain = report("reinforce_page", of(texts()), group_size=2)
+    assert "1 pass over" in plain.notes[0]
+    assert not any("KL" in note for note in plain.notes)
+    assert any("The moving average stands at J" in note for note in plain.notes)
 
 
 def test_sampled_batches_are_announced_and_near(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,37 @@ def test_positions_keep_their_order_and_a_gap_and_move_as_little_as_possible(
     assert sum(found) == pytest.approx(sum(wanted), abs=1e-8)
 
 
+@given(
+    wanted=POSITIONS.filter(bool),
+    gap=st.floats(0.01, 30),
+    low=st.floats(-120, 120),
+    room=st.floats(0, 300),
+    other=st.lists(st.floats(0, 1), min_size=12, max_size=12),
+)
+@settings(max_examples=100, deadline=None)
+def test_positions_stay_within_limits_and_no_others_there_are_nearer(
+    wanted: list[float], gap: float, low: float, room: float, other: list[float]
+) -> None:
+    needed = (len(wanted) - 1) * gap
+    high = low + needed + room
+    found = spread(wanted, gap, low=low, high=high)
+    assert low - 1e-9 <= found[0] and found[-1] <= high + 1e-9
+    assert all(b - a >= gap - 1e-9 for a, b in itertools.pairwise(found))
+    # Any other places that keep the gap and the limits.
+    places = [low + i * gap + room * share for i, share in enumerate(sorted(other[: len(wanted)]))]
+    assert squares(found, wanted) <= squares(places, wanted) + 1e-6
+
+
+def squares(found: Sequence[float], wanted: Sequence[float]) -> float:
+    return sum((a - b) ** 2 for a, b in zip(found, wanted, strict=True))
+
+
+def test_where_there_is_no_room_for_all_they_go_beyond_both_ends_alike() -> None:
+    assert spread([0.0, 5.0, 9.0, 10.0], 4.0, low=0.0, high=10.0) == pytest.approx([-1, 3, 7, 11])
+    assert spread([], 4.0, low=0.0, high=10.0) == []
+    assert spread([-50.0, 70.0], 4.0, low=0.0, high=10.0) == [0.0, 10.0]
+
+
 @given(wanted=POSITIONS, gap=st.floats(0.01, 30))
 @settings(max_examples=50, deadline=None)
 def test_positions_that_lie_apart_stay(wanted: list[float], gap: float) -> None:
@@ -62,7 +93,7 @@ def axes_with(ends: Sequence[End], low: float, high: float) -> tuple[Figure, Axe
     return drawn, ax
 
 
-HEIGHTS = st.lists(st.floats(0.2, 0.8), min_size=2, max_size=10)
+HEIGHTS = st.lists(st.floats(0, 1), min_size=2, max_size=10)
 
 
 @given(heights=HEIGHTS)
@@ -80,6 +111,8 @@ def test_labels_of_lines_do_not_cover_each_other(heights: list[float]) -> None:
     assert ordered == sorted(ordered)
     right = ax.transData.transform((1.0, 0.5))[0]
     assert all(right < box.x0 and box.x1 <= drawn.bbox.x1 for box in boxes.values())
+    panel = ax.get_window_extent()
+    assert all(panel.y0 - 1 <= box.y0 and box.y1 <= panel.y1 + 1 for box in boxes.values())
 
 
 def test_a_label_with_room_stands_at_its_line_and_others_are_led_back_to_theirs() -> None:
@@ -122,6 +155,7 @@ def test_no_label_of_the_bias_figure_covers_another_or_is_cut_off(name: str) -> 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
+        (1.0, 2.0, ["1", "1.2", "1.4", "1.6", "1.8", "2"]),
         (1.0, 8.0, ["1", "1.5", "2", "3", "4", "5", "6", "8"]),
         (1.0, 100.0, ["1", "2", "5", "10", "20", "50", "100"]),
         (0.1, 10000.0, ["0.1", "1", "10", "100", "1000", "10000"]),

@@ -82,6 +82,15 @@ def test_a_finding_holds_the_moments_against_the_gradient_by_definition() -> Non
     assert drowned.squared_error(15) == pytest.approx(1 / length**2)
 
 
+def test_the_error_of_a_sampled_mean_is_no_bias() -> None:
+    """E|m̂ − ∇J|² = bias² + error²; what is left after that is never negative."""
+    there = world(bandit((1.0, 0.0)), seed=0, spread=0.5)
+    length = float(there.gradient.norm())
+    far, near = (of(1.5 * there.gradient, variance=2.0, error=e * length) for e in (0.3, 0.6))
+    assert far.squared_error(10) == pytest.approx(0.5**2 - 0.3**2 + 2 / length**2 / 10)
+    assert near.squared_error(10) == pytest.approx(2 / length**2 / 10)
+
+
 @pytest.mark.parametrize(("factor", "cosine", "angle"), [(2.0, 1.0, 0.0), (-0.5, -1.0, 180.0)])
 def test_along_and_against_the_gradient(factor: float, cosine: float, angle: float) -> None:
     got = of(factor * world(bandit((1.0, 0.0)), seed=0, spread=0.5).gradient)
@@ -181,6 +190,33 @@ def test_batches_are_enumerated_counted_or_drawn(monkeypatch: pytest.MonkeyPatch
     assert specimen_moments(there, replace(group, by_class=False), 1, 2).error > 0
 
 
+def test_batches_that_are_handled_one_by_one_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = world(texts(), seed=0, spread=0.5)
+    number = math.comb(len(listed(there)) + 1, 2)
+    for limit, exact in ((number, True), (number - 1, False)):
+        monkeypatch.setattr(microscope, "SINGLE_DRAWS", limit)
+        assert some_draws(there, num_groups=1, group_size=2, one_by_one=True).exact is exact
+        slow = Specimen("slow", "", plain, "group", one_by_one=True)
+        assert (specimen_moments(there, slow, 1, 2).error == 0) is exact
+        assert some_draws(there, num_groups=1, group_size=2).exact
+
+
+def test_what_looks_at_returns_alone_is_counted_where_lengths_make_too_many_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = world(token_mdp(2, 4, verifiers=(says(0),)), seed=0, spread=0.5)
+    group = replace(TOTAL, sees="group")
+    exact = specimen_moments(there, group, 1, 4)
+    assert there.classes is not None and there.totals is not None
+    assert len(there.totals.probability) == 2 < len(there.classes.probability)
+    monkeypatch.setattr(microscope, "EXACT_DRAWS", 5)  # the ways to have 0 to 4 right ones
+    assert specimen_moments(there, group, 1, 4).error > 0
+    found = specimen_moments(there, replace(group, by_return=True), 1, 4)
+    assert found.error == 0 == exact.error
+    assert torch.allclose(found.mean, exact.mean, rtol=0, atol=1e-13)
+    assert found.variance == pytest.approx(exact.variance, rel=1e-10)
+
+
 def test_where_classes_are_too_many_trajectories_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     by_class = world(texts(), seed=0, spread=0.5)
     one = examine(by_class, TOTAL, group_size=1)
@@ -200,6 +236,8 @@ def test_every_estimator_sees_the_same_random_batches(monkeypatch: pytest.Monkey
     other = some_draws(World(there.mdp, there.theta, there.theta, seed=1), num_groups=1, group_size=2)
     assert not torch.equal(one.paths.actions, other.paths.actions)
     assert one.paths.actions.shape == (100, 20)
+    assert again is one, "a world is played once for all estimators"
+    assert some_draws(there, num_groups=2, group_size=1) is not one
 
 
 @pytest.mark.parametrize(

@@ -62,11 +62,15 @@ def test_counting_classes_is_listing_trajectories(name: str) -> None:
     assert there.paths is not None and there.classes is not None
     assert (len(there.classes.probability) < len(there.paths)) == (name in ("texts", "turn", "corridor"))
     for specimen in filter(lambda s: s.by_class, shelf(there)):
-        counted = specimen_moments(there, specimen, *SIZES[specimen.sees])
-        listed = specimen_moments(there, replace(specimen, by_class=False), *SIZES[specimen.sees])
-        assert counted.error == listed.error == 0
-        assert torch.allclose(counted.mean, listed.mean, rtol=0, atol=1e-13), specimen.name
-        assert counted.variance == pytest.approx(listed.variance, rel=1e-10), specimen.name
+        plain = replace(specimen, by_class=False, by_return=False)
+        listed = specimen_moments(there, plain, *SIZES[specimen.sees])
+        for other in (specimen, replace(specimen, by_return=False)):
+            counted = specimen_moments(there, other, *SIZES[specimen.sees])
+            assert counted.error == listed.error == 0
+            assert torch.allclose(counted.mean, listed.mean, rtol=0, atol=1e-13), specimen.name
+            assert counted.variance == pytest.approx(listed.variance, rel=1e-10), specimen.name
+    of_returns = {s.name for s in shelf(there) if s.by_return}
+    assert of_returns - {"max_rl"} == {"group_mean", "leave_one_out", "group_std", "batch_mean", "batch_std"}
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -169,6 +173,20 @@ def test_the_discount_is_dropped_only_where_there_is_one() -> None:
     names = [s.name for s in shelf(of(two_states()))]
     assert len(names) == len(set(names)) and "dropped_discount" in names
     assert [n for n in names if n != "dropped_discount"] == [s.name for s in shelf(of(texts()))]
+
+
+def test_where_rewards_can_be_negative_no_mean_is_a_scale() -> None:
+    assert "max_rl" in [s.name for s in shelf(of(texts()))]
+    assert "max_rl" not in [s.name for s in shelf(of(corridor(4)))]
+
+
+def test_how_many_are_collected_by_hand() -> None:
+    """A text ends after one word with chance ⅓, else after two: 1, then 1 + ⅓, then 1 + ⅓ · 4/3 + ⅔ · 1."""
+    mdp = token_mdp(2, 2, verifiers=(says(0),))
+    uniform = world(mdp, seed=0, spread=0.0)
+    needed = room.collected(uniform)
+    assert needed is not None
+    assert [needed(n) for n in (1, 2, 3)] == pytest.approx([1, 4 / 3, 1 + 4 / 9 + 2 / 3])
 
 
 def test_a_baseline_is_taken_off_and_a_scale_divided_by() -> None:

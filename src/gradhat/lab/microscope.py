@@ -110,8 +110,7 @@ class Specimen:
     listing: Listing = MULTISETS
     """TUPLES where the order of the trajectories counts."""
     by_return: bool = False
-    """Whether the weights look at returns only and are the same on every step, so that lengths need not be told
-    apart."""
+    """Whether the weights look at returns only and are the same on every step: lengths do not matter then."""
     one_by_one: bool = False
     """Whether batches are handled one by one: then fewer are enumerated."""
     num_samples: Callable[[int], float] | None = None
