@@ -14,7 +14,7 @@ from gradhat.estimators import group, ratios
 from gradhat.exact.enumerate import CHUNK, Batch, Draws, Paths
 from gradhat.lab.bias import described
 from gradhat.lab.figure import COLOURS, FAINT, INK, End, label_ends, name_axes, panels
-from gradhat.lab.microscope import World, ascent, listed, some_draws
+from gradhat.lab.microscope import World, ascent, check_lr, listed, some_draws
 from gradhat.lab.report import Column, Report, Row, Table
 from gradhat.losses import reduce, surrogate
 
@@ -223,8 +223,7 @@ def check(*, group_size: int, epochs: int, lr: float) -> None:
     for flag, value, least in (("group-size", group_size, 2), ("epochs", epochs, 1)):
         if value < least:
             raise ConfigError(f"--{flag} {value}: found less than {least}. Use {least} or more.")
-    if not 0 < lr < math.inf:
-        raise ConfigError(f"--lr {lr:g}: a step needs a positive, finite size. Use more than 0.")
+    check_lr(lr)
 
 
 LAST = (

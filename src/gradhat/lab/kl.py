@@ -13,7 +13,7 @@ from gradhat.estimators import ratios, returns
 from gradhat.exact.enumerate import Batch, Paths, draws
 from gradhat.exact.moments import moments, weighted
 from gradhat.lab.figure import BLUE, FAINT, FONT, INK, RED, name_axes, panels
-from gradhat.lab.microscope import NO_SLOPE, World, ascent, listed
+from gradhat.lab.microscope import NO_SLOPE, World, ascent, check_lr, listed
 from gradhat.lab.report import Column, Report, Row, Table
 from gradhat.losses import regularizer
 
@@ -109,8 +109,7 @@ def check(*, updates: int, lr: float) -> None:
     """ConfigError for settings out of range."""
     if updates < 1:
         raise ConfigError(f"--updates {updates}: without a step π is still π_ref. Use 1 or more.")
-    if not 0 < lr < math.inf:
-        raise ConfigError(f"--lr {lr:g}: a step needs a positive, finite size. Use more than 0.")
+    check_lr(lr)
 
 
 def bound_notes(name: str, setting: Setting) -> list[str]:

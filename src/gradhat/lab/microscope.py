@@ -298,3 +298,9 @@ def ascent(paths: Paths, theta: Tensor, *, lr: float, updates: int) -> Tensor:
         (gradient,) = torch.autograd.grad(paths.probability(leaf) @ paths.returns(), leaf)
         points.append(points[-1] + lr * gradient)
     return torch.stack(points)
+
+
+def check_lr(lr: float) -> None:
+    """ConfigError for a learning rate that is no size of a step."""
+    if not 0 < lr < math.inf:
+        raise ConfigError(f"--lr {lr:g}: a step needs a positive, finite size. Use more than 0.")

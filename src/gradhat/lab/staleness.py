@@ -17,7 +17,7 @@ from gradhat.exact.moments import Moments, Weights
 from gradhat.lab import shelf
 from gradhat.lab.bias import SAMPLES, UNBIASED, described
 from gradhat.lab.figure import COLOURS, INK, NOISE, End, label_ends, log_axis, name_axes, panels
-from gradhat.lab.microscope import NO_SLOPE, Finding, Specimen, World, ascent, finding, listed
+from gradhat.lab.microscope import NO_SLOPE, Finding, Specimen, World, ascent, check_lr, finding, listed
 from gradhat.lab.report import Column, Report, Row, Table, Value
 from gradhat.losses import surrogate
 
@@ -285,8 +285,7 @@ def check(updates: int, lr: float, bounds: Bounds) -> None:
     """ConfigError for settings that cannot be honoured."""
     if updates < 1:
         raise ConfigError(f"--updates {updates}: so the sampler never falls behind. Use 1 or more.")
-    if not 0 < lr < math.inf:
-        raise ConfigError(f"--lr {lr:g}: a step needs a positive, finite size. Use more than 0.")
+    check_lr(lr)
     for flag, value, good, use in (
         ("clip", bounds.clip, 0 <= bounds.clip < math.inf, "a finite number of 0 or more"),
         ("cap", bounds.cap, 0 < bounds.cap < math.inf, "a finite number above 0"),
