@@ -323,9 +323,17 @@ WRONG = {
         "bias --mdp bandit --estimators group_men",
         "--estimators group_men: no such estimator. Did you mean group_mean or ",
     ),
+    "a divisor that can be negative": (
+        "bias --mdp corridor bandit --estimators max_rl",
+        "--mdp corridor: found nothing to compare, as these say nothing in corridor.",
+    ),
+    "one of one's own": (
+        "mine my.py:f --group-size 1",
+        "--group-size 1: it is shown beside estimators that compare trajectories. Use 2 or more.",
+    ),
     "nothing to compare": (
         "bias --mdp two_states bandit --estimators dropped_discount",
-        "--mdp bandit: found nothing to compare, as γ = 1 in bandit.",
+        "--mdp bandit: found nothing to compare, as these say nothing in bandit.",
     ),
     "no world": ("bias --mdp", "--mdp: found no world."),
     "no such flag": ("bias --mpd bandit", "gradhat lab bias --mpd: no such flag. Did you mean --mdp or "),
@@ -352,9 +360,12 @@ WRONG = {
     "no slope": ("bias --mdp bandit --gamma 1 --spread 1000", "found that it is zero at this policy"),
     "group of one": (
         "bias --mdp bandit --estimators leave_one_out --group-size 1",
-        "gradhat lab bias: group_size=1 with baseline=leave_one_out: a leave-one-out mean needs at least 2",
+        "--group-size 1: leave_one_out compares trajectories with each other. Use 2 or more, or --estimators",
     ),
-    "group of none": ("bias --mdp bandit --group-size 0", "gradhat lab bias: group_size=0"),
+    "group of none": (
+        "bias --mdp bandit --group-size 0",
+        "--group-size 0: group_mean compares trajectories with each other. Use 2 or more",
+    ),
     "endless": (
         "bias --mdp cliff_walk",
         "there are endlessly many and the limit of a list is 200000: found no horizon. Use a --horizon",

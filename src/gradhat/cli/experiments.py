@@ -232,7 +232,13 @@ def bias(flags: Bias, _: str) -> "Report":
     if idle := [name for name, found in specimens.items() if not found]:
         raise ConfigError(
             f"--estimators {' '.join(flags.estimators)} with --mdp {idle[0]}: found nothing to compare, "
-            f"as γ = 1 in {idle[0]}. Leave that world out, or use another --gamma."
+            f"as these say nothing in {idle[0]}. Leave that world out, or choose other estimators."
+        )
+    many = [s.name for found in specimens.values() for s in found if s.sees != "one"]
+    if flags.group_size < 2 and many:
+        raise ConfigError(
+            f"--group-size {flags.group_size}: {many[0]} compares trajectories with each other. Use 2 or "
+            "more, or --estimators that judge a trajectory by itself, such as total_return."
         )
     return bias.bias(chosen, specimens, group_size=flags.group_size)
 
@@ -276,6 +282,11 @@ def clip(flags: Clip, _: str) -> "Report":
 def mine(flags: Mine, spec: str) -> "Report":
     from gradhat.lab import mine
 
+    if flags.group_size < 2:
+        raise ConfigError(
+            f"--group-size {flags.group_size}: it is shown beside estimators that compare trajectories. "
+            "Use 2 or more."
+        )
     return mine.mine(spec, world(flags.mdp, flags.bench), flags.mdp, group_size=flags.group_size)
 
 
