@@ -364,6 +364,15 @@ def step_scores(paths: Paths, theta: Float[Tensor, "O A"]) -> Float[Tensor, "N T
     return torch.where(paths.mask[..., None], scores, 0)
 
 
+def score_dots(paths: Paths, scores: Float[Tensor, "N T A"]) -> Float[Tensor, "N T T"]:
+    """Return the products of the gradients by θ of any two steps of a trajectory, of their `step_scores`.
+
+    Steps that show different observations move different logits: their product is 0.
+    """
+    same = paths.observations[:, :, None] == paths.observations[:, None, :]
+    return torch.where(same, scores @ scores.transpose(1, 2), 0)
+
+
 def _goes_on(mdp: TabularMDP, state: Tensor, num_steps: int) -> bool:
     return num_steps != mdp.horizon and not bool(mdp.terminal[state].all())
 

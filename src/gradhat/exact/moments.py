@@ -18,7 +18,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradhat.exact.choices import MULTISETS, Listing, groups, written
-from gradhat.exact.enumerate import CHUNK, DRAWS_LIMIT, Batch, Draws, Outcomes, Paths, Seen, step_scores
+from gradhat.exact.enumerate import (
+    CHUNK,
+    DRAWS_LIMIT,
+    Batch,
+    Draws,
+    Outcomes,
+    Paths,
+    Seen,
+    score_dots,
+    step_scores,
+)
 
 CLASSES_LIMIT = 50_000_000
 """Most numbers in the mean scores of all classes, K · T · P."""
@@ -209,13 +219,11 @@ def _sorted(paths: Paths, theta: Tensor, key: Tensor, seen: Paths, column: Tenso
     products = chance.new_zeros(len(size), num_columns, num_columns)
     pick = torch.nn.functional.one_hot(column, num_columns).to(chance.dtype)
     for rows in torch.arange(num_paths).split(max(1, CHUNK // (num_steps * max(theta.shape[1], num_steps)))):
-        observations, weight = paths.observations[rows], share[rows, None, None]
-        scores = step_scores(paths.select(rows), theta)
-        place = (ids[rows, None] * num_columns + column) * theta.shape[0] + observations
+        some, weight = paths.select(rows), share[rows, None, None]
+        scores = step_scores(some, theta)
+        place = (ids[rows, None] * num_columns + column) * theta.shape[0] + some.observations
         mean.index_add_(0, place.flatten(), (weight * scores).flatten(0, 1))
-        same = observations[:, :, None] == observations[:, None, :]
-        dots = torch.where(same, scores @ scores.transpose(1, 2), 0)
-        products.index_add_(0, ids[rows], weight * (pick.T @ dots @ pick))
+        products.index_add_(0, ids[rows], weight * (pick.T @ score_dots(some, scores) @ pick))
     by_class = mean.reshape(len(size), num_columns, -1)
     within = products - by_class @ by_class.transpose(1, 2)
     first = torch.full_like(size, num_paths).scatter_reduce(0, ids, torch.arange(num_paths), "amin")

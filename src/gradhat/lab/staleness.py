@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradhat.errors import ConfigError
 from gradhat.estimators import offpolicy, ratios
-from gradhat.exact.enumerate import Batch, Paths, batch, step_scores
+from gradhat.exact.enumerate import Batch, Paths, batch, score_dots, step_scores
 from gradhat.exact.gradient import by_theorem
 from gradhat.exact.moments import Moments, Weights
 from gradhat.lab import shelf
@@ -300,7 +300,7 @@ def point(world: World, paths: Paths, updates: int, tried: Sequence[Correction])
     """Return what every correction estimates, from trajectories of `world.theta_old`, at `world.theta`."""
     logp, logp_old = paths.logp(world.theta).detach(), paths.logp(world.theta_old).detach()
     chance, new = paths.probability(world.theta_old).detach(), paths.probability(world.theta).detach()
-    v, dots = shelf.state_values(world.mdp, world.theta), score_dots(paths, world.theta)
+    v, dots = shelf.state_values(world.mdp, world.theta), score_dots(paths, step_scores(paths, world.theta))
 
     def seen(name: str, what: str, objective: Objective, old: Tensor, chance: Tensor) -> Finding:
         # A trajectory that is never sampled may have no ratio: its logp can be -inf under both policies.
@@ -331,13 +331,6 @@ def weights(objective: Objective, v: Tensor) -> Weights:
         return torch.autograd.grad(objective(Stale(batch, logp, v)).sum(), logp)[0]
 
     return slope
-
-
-def score_dots(paths: Paths, theta: Tensor) -> Tensor:
-    """Return ∇ log π(a_t | o_t) · ∇ log π(a_u | o_u) of each trajectory, `[N, T, T]`."""
-    scores = step_scores(paths, theta)
-    same = paths.observations[:, :, None] == paths.observations[:, None, :]
-    return torch.where(same, scores @ scores.transpose(1, 2), 0)
 
 
 def moments(each: Batch, chance: Tensor, dots: Tensor, weights: Weights) -> Moments:
