@@ -41,6 +41,10 @@ class TabularPolicy:
         size = max(1, len(rows)) if self.num_rows is None else self.num_rows
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
+    def examples(self, trajectories: Trajectories) -> Trajectories:
+        """Return every own step as a row: without memory each can be evaluated alone."""
+        return trajectories.steps()
+
     def evaluate(self, trajectories: Trajectories) -> Evaluation:
         """Return log π(a_t | o_t) and the entropy Σ_a −π log π in nats, both `[B, T]` and 0 where masked.
 
@@ -77,11 +81,11 @@ class TabularPolicy:
 
 def _observations(trajectories: Trajectories) -> Tensor:
     """Return int64 `[B, T]`."""
-    length = trajectories.actions.shape[1]
-    found = sorted({len(o) for o in trajectories.observations} - {length})
+    length, seen = trajectories.actions.shape[1], trajectories.numbers()
+    found = sorted({len(o) for o in seen} - {length})
     if found:
         raise ModelError(
             f"a tabular policy reads one observation a step: found tuples of {found} with {length} steps. "
             f"Pass {length} numbers for each trajectory, 0 where padded."
         )
-    return torch.tensor(list(trajectories.observations), dtype=torch.long).reshape(-1, length)
+    return torch.tensor(list(seen), dtype=torch.long).reshape(-1, length)

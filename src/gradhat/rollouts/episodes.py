@@ -147,7 +147,7 @@ def join(batches: Sequence[Trajectories]) -> Trajectories:
 
     steps = {n: stack(n) for n in ("actions", "mask", "logp", "rewards", "terminated", "truncated")}
     return Trajectories(
-        observations=[o for b in batches for o in b.observations],
+        observations=[o for b in batches for o in b.numbers()],
         **steps,
         group=torch.cat([b.group for b in batches]),
         version=torch.cat([b.version for b in batches]),

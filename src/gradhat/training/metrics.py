@@ -63,7 +63,7 @@ def success_rates(sampled: Trajectories) -> list[float]:
 
 def num_tokens(sampled: Trajectories) -> int:
     """Return the tokens of prompts and completions; a prompt counts once for each completion, as in TRL."""
-    return sum(map(len, sampled.observations)) + int(sampled.mask.sum())
+    return sum(map(len, sampled.numbers())) + int(sampled.mask.sum())
 
 
 def _by_group(sampled: Trajectories) -> list[list[float]]:

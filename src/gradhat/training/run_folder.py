@@ -206,7 +206,7 @@ def rollout_rows(
             "parts": json.dumps(record.verdict.parts),
             "why": record.verdict.why,
             "stop": record.stop,
-            "prompt_tokens": list(sampled.observations[i]),
+            "prompt_tokens": list(sampled.numbers()[i]),
             "tokens": sampled.actions[i, :length].tolist(),
             "logp": sampled.logp[i, :length].tolist(),
             "adv": credit[i][:length].tolist() if i in credit else None,

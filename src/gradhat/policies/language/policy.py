@@ -32,7 +32,7 @@ class LanguagePolicy:
         """
         lengths = _lengths(trajectories)
         groups: dict[tuple[int, ...], list[int]] = {}
-        for i, prompt in enumerate(trajectories.observations):
+        for i, prompt in enumerate(trajectories.numbers()):
             groups.setdefault(tuple(prompt), []).append(i)
         parts: list[list[int]] = []
         left = 0
@@ -49,13 +49,17 @@ class LanguagePolicy:
                 left -= lengths[i]
         return parts
 
+    def examples(self, trajectories: Trajectories) -> Trajectories:
+        """Return the trajectories themselves: a token cannot be evaluated without those before it."""
+        return trajectories
+
     def evaluate(self, trajectories: Trajectories) -> Evaluation:
         """One forward with each prompt once. Only the states in which the policy acted meet the head.
 
         Masked steps get 0. Differentiable once.
         """
         prompts: dict[tuple[int, ...], int] = {}
-        owner = [prompts.setdefault(tuple(o), len(prompts)) for o in trajectories.observations]
+        owner = [prompts.setdefault(tuple(o), len(prompts)) for o in trajectories.numbers()]
         lengths = _lengths(trajectories)
         actions = trajectories.actions.tolist()
         # The last action has no successor to predict, so it is not an input.
