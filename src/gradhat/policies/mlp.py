@@ -1,4 +1,4 @@
-"""Small networks as policies: a distribution over actions, and beside it a critic that shares nothing with it.
+"""Small networks as policies: a distribution over actions, and beside it a critic of its own.
 
 Observations are flat, float `[..., O]`. Everything is computed in the dtype of the parameters.
 """
