@@ -13,7 +13,7 @@ import time
 FIRST_TOKEN = """
 from gradhat.recipes.first_light import first_light
 from gradhat.rollouts.engine import Limits
-from gradhat.training.loop import prepare
+from gradhat.training.text.loop import prepare
 
 session = prepare(first_light())
 start = next(session.source)

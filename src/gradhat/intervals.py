@@ -1,6 +1,7 @@
 """An estimate and how far it can be trusted."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 Z = 1.959963984540054
@@ -32,3 +33,18 @@ def student_t(freedom: int) -> float:
         + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
     )
+
+
+def mean_interval(groups: Sequence[float]) -> Interval:
+    """Return the mean of `groups` (the mean reward of each prompt, the return of each seed) and its
+    95 % t-interval.
+
+    Assumes they are drawn independently. One has no spread to measure: the interval is unbounded.
+    """
+    count = len(groups)
+    mean = sum(groups) / count
+    if count == 1:
+        return Interval(mean, -math.inf, math.inf)
+    deviation = math.sqrt(sum((g - mean) ** 2 for g in groups) / (count - 1))
+    half = student_t(count - 1) * deviation / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half)

@@ -6,8 +6,8 @@ import pytest
 
 from gradhat.cli import eval as evaluation
 from gradhat.cli.main import main
-from gradhat.training.config import TrainConfig
 from gradhat.training.run_folder import RunFolder
+from gradhat.training.text.config import TrainConfig, to_json
 
 TINY = ["--n", "6", "--samples", "3", "--max-new-tokens", "8", "--dtype", "float32", "--num-threads", "1"]
 
@@ -36,7 +36,7 @@ def test_the_same_command_gives_the_same_numbers(
 
 def test_a_run_brings_its_own_settings(tmp_path: Path) -> None:
     config = TrainConfig(task="arithmetic:digits=2", temperature=0.8, max_new_tokens=17, system="Be brief.")
-    RunFolder.create(tmp_path / "run", config).close()
+    RunFolder.create(tmp_path / "run", to_json(config)).close()
     flags = evaluation.defaults(str(tmp_path / "run"))
     assert (flags.task, flags.temperature, flags.max_new_tokens, flags.system) == (
         "arithmetic:digits=2",
@@ -71,7 +71,7 @@ def test_a_wrong_command_is_refused(
     code: int,
     wanted: str,
 ) -> None:
-    RunFolder.create(tmp_path / "run", TrainConfig(task="arithmetic")).close()
+    RunFolder.create(tmp_path / "run", to_json(TrainConfig(task="arithmetic"))).close()
     places = {"model": str(tiny_model), "run": str(tmp_path / "run")}
     assert main(["eval", *(word.format(**places) for word in argv)]) == code
     assert wanted in capsys.readouterr().err

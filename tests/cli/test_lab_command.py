@@ -24,8 +24,8 @@ from gradhat.cli.main import main
 from gradhat.errors import ConfigError, GradhatError, RunError
 from gradhat.exact.zoo import ZOO, random_mdp
 from gradhat.lab.report import Column, Report, Table
-from gradhat.training.config import TrainConfig
 from gradhat.training.run_folder import RunFolder
+from gradhat.training.text.config import TrainConfig, to_json
 
 OWN = """
 def centred(returns):
@@ -524,7 +524,7 @@ def test_a_run_brings_its_own_task_and_settings(tmp_path: Path, capsys: pytest.C
     config = TrainConfig(
         task="arithmetic:digits=2", temperature=0.8, max_new_tokens=17, system="Be brief.", group_size=6
     )
-    RunFolder.create(tmp_path / "run", config).close()
+    RunFolder.create(tmp_path / "run", to_json(config)).close()
     flags = experiments.model_flags(str(tmp_path / "run"))
     assert (flags.task, flags.temperature, flags.max_new_tokens, flags.system, flags.group_size) == (
         "arithmetic:digits=2",

@@ -8,8 +8,8 @@ import pytest
 
 from gradhat.cli.main import main
 from gradhat.cli.recipes import get
-from gradhat.training.config import TrainConfig, from_json
 from gradhat.training.run_folder import RunFolder
+from gradhat.training.text.config import TrainConfig, from_json, to_json
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_a_run_is_trained_evaluated_and_talked_to(
 def test_a_run_is_not_overwritten(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    RunFolder.create(tmp_path / "run", TrainConfig()).close()
+    RunFolder.create(tmp_path / "run", to_json(TrainConfig())).close()
     assert main(["train", *tiny, "--out", str(tmp_path / "run")]) == 1
     assert f"gradhat train --resume {tmp_path / 'run'}" in capsys.readouterr().err
 
@@ -160,7 +160,7 @@ def test_a_finished_run_goes_on_with_more_steps(tiny: list[str], tmp_path: Path)
     assert main(["train", *tiny, "--out", str(run)]) == 0
     assert main(["train", "--resume", str(run), "--num-steps", "3"]) == 0
     assert [line["step"] for line in RunFolder(run).read_metrics()] == [0, 1, 2, 3]
-    assert RunFolder(run).config().num_steps == 3
+    assert RunFolder(run).config()["num_steps"] == 3
     assert RunFolder(run).read_json("summary.json")["steps"] == 3
 
 

@@ -33,7 +33,7 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 def test_every_setting_that_a_page_names_is_one() -> None:
     from gradhat.cli.train import Launch
-    from gradhat.training.config import TrainConfig
+    from gradhat.training.text.config import TrainConfig
 
     pages = [ROOT / "README.md", *(ROOT / "docs/algorithms").glob("*.md")]
     commands = [

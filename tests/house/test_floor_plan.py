@@ -114,7 +114,7 @@ def plan_of(tmp_path: Path, file: str, source: str) -> list[str]:
         ("algorithms/grpo.py", "def update():\n    from gradhat.envs.text.env import SingleTurn"),
         ("algorithms/grpo.py", "from gradhat.rollouts.engine import Engine"),
         ("rollouts/episodes.py", "from gradhat.estimators.group import silent"),
-        ("lab/bias.py", "from gradhat.training.loop import train"),
+        ("lab/bias.py", "from gradhat.training.text.loop import train"),
         (
             "training/loop.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import gradhat.recipes",
@@ -123,7 +123,7 @@ def plan_of(tmp_path: Path, file: str, source: str) -> list[str]:
         ("recipes/one.py", "import importlib\nimportlib.import_module('gradhat.cli.main')"),
         ("viewer/serve.py", "import torch.utils"),
         ("viewer/serve.py", "from gradhat.errors import RunError"),
-        ("cli/main.py", "from gradhat.training.loop import train"),
+        ("cli/main.py", "from gradhat.training.text.loop import train"),
         ("attic/old.py", ""),
     ],
 )
@@ -150,9 +150,12 @@ def test_a_wrong_door_is_found(tmp_path: Path, file: str, source: str) -> None:
             "algorithms/grpo.py",
             "from gradhat.estimators import group\nfrom gradhat.policies.language import policy",
         ),
-        ("scale/ray.py", "from gradhat.training.loop import train"),
-        ("cli/train.py", "from gradhat.training.loop import train"),
-        ("cli/main.py", "import typing\nif typing.TYPE_CHECKING:\n    from gradhat.training.loop import Run"),
+        ("scale/ray.py", "from gradhat.training.text.loop import train"),
+        ("cli/train.py", "from gradhat.training.text.loop import train"),
+        (
+            "cli/main.py",
+            "import typing\nif typing.TYPE_CHECKING:\n    from gradhat.training.log import Log",
+        ),
         (
             "cli/main.py",
             "from gradhat.errors import GradhatError\ndef main():\n    from gradhat.recipes import one",

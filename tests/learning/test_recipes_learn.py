@@ -8,9 +8,10 @@ import pytest
 
 from gradhat.recipes.first_light import first_light
 from gradhat.recipes.two_digit_sums import two_digit_sums
-from gradhat.training import loop
-from gradhat.training.config import TrainConfig
+from gradhat.training.loop import train
 from gradhat.training.run_folder import RunFolder
+from gradhat.training.text.config import TrainConfig, to_json
+from gradhat.training.text.session import prepare
 
 pytestmark = pytest.mark.learning
 
@@ -25,9 +26,9 @@ def test_a_recipe_learns(
     recipe: TrainConfig, at_most_before: float, at_least_after: float, seed: int, tmp_path: Path
 ) -> None:
     config = replace(recipe, seed=seed, checkpoint_every=recipe.num_steps)
-    session = loop.prepare(config)
-    with RunFolder.create(tmp_path / "run", config) as run:
-        assert loop.train(run, session) == 0
+    session = prepare(config)
+    with RunFolder.create(tmp_path / "run", to_json(config)) as run:
+        assert train(run, session) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["before"]["held_out/accuracy"] <= at_most_before
     assert summary["after"]["held_out/accuracy"] >= at_least_after

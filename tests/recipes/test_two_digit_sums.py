@@ -3,7 +3,7 @@
 from gradhat.envs.text.load import load_task
 from gradhat.envs.text.task import draw
 from gradhat.recipes.two_digit_sums import two_digit_sums
-from gradhat.training.config import check
+from gradhat.training.text.config import check
 
 
 def test_it_can_be_launched() -> None:

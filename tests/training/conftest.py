@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gradhat.training.config import TrainConfig
+from gradhat.training.text.config import TrainConfig
 
 
 @pytest.fixture(scope="module")

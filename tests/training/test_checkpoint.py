@@ -13,6 +13,7 @@ from gradhat.errors import RunError
 from gradhat.policies.language import weights
 from gradhat.policies.language.config import read_config
 from gradhat.training import checkpoint
+from gradhat.training.text import model_checkpoint
 
 CURSOR = {"questions": 17, "success": 0.1 + 0.2}
 
@@ -23,7 +24,7 @@ def save(tiny_model: Path, tmp_path: Path) -> Callable[[int], Path]:
     config = read_config(tiny_model)
 
     def save(step: int) -> Path:
-        return checkpoint.save(
+        return model_checkpoint.save(
             tmp_path,
             step,
             masters(tiny_model, step),
@@ -60,9 +61,11 @@ def test_what_was_saved_comes_back_to_the_bit(
     assert found is not None
     assert (found.step, found.cursor, damage) == (10, CURSOR, [])
     wanted = masters(tiny_model, 10)
-    assert found.masters().keys() == wanted.keys()
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.masters().items())
-    assert all(torch.equal(tensor, moments(10)[name]) for name, tensor in found.optimizer().items())
+    assert model_checkpoint.masters(found).keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model_checkpoint.masters(found).items())
+    assert all(
+        torch.equal(tensor, moments(10)[name]) for name, tensor in model_checkpoint.optimizer(found).items()
+    )
 
 
 def test_only_the_newest_are_kept(save: Callable[[int], Path], tmp_path: Path) -> None:

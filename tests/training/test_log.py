@@ -2,6 +2,8 @@
 
 import io
 import math
+from collections.abc import Mapping
+from typing import TextIO
 
 from gradhat.training.log import Log, duration, progress_line
 from gradhat.trajectories import Record, Verdict
@@ -16,6 +18,10 @@ METRICS = {
     "diagnostics/surrogate_loss": 0.123,
 }
 HELD_OUT = {"held_out/accuracy": 0.47, "held_out/low": 0.41, "held_out/high": 0.53}
+
+
+def log_of_100(done: int = 0, known: Mapping[str, float] | None = None, *, out: TextIO) -> Log:
+    return Log(100, done, known, out, line=lambda step, m, left: progress_line(step, 100, m, left))
 
 
 def test_the_line_says_where_the_run_stands() -> None:
@@ -33,7 +39,7 @@ def test_what_is_unknown_is_left_out() -> None:
 
 def test_the_held_out_accuracy_stays_on_the_line_between_measurements() -> None:
     out = io.StringIO()
-    with Log(100, out=out) as log:
+    with log_of_100(out=out) as log:
         log.step(0, HELD_OUT)
         log.step(1, METRICS)
     assert (
@@ -43,7 +49,7 @@ def test_the_held_out_accuracy_stays_on_the_line_between_measurements() -> None:
 
 def test_without_a_terminal_each_step_is_a_plain_line() -> None:
     out = io.StringIO()
-    with Log(100, out=out) as log:
+    with log_of_100(out=out) as log:
         log.step(1, METRICS)
         log.step(2, METRICS)
     lines = out.getvalue().splitlines()
@@ -53,14 +59,14 @@ def test_without_a_terminal_each_step_is_a_plain_line() -> None:
 
 def test_the_surrogate_loss_is_not_shown() -> None:
     out = io.StringIO()
-    Log(100, out=out).step(1, METRICS)
+    log_of_100(out=out).step(1, METRICS)
     assert "surrogate" not in out.getvalue()
     assert "0.123" not in out.getvalue()
 
 
 def test_a_bad_number_is_reported_by_name() -> None:
     out = io.StringIO()
-    Log(100, out=out).step(3, {**METRICS, "grad_norm": math.nan, "kl": math.inf})
+    log_of_100(out=out).step(3, {**METRICS, "grad_norm": math.nan, "kl": math.inf})
     assert "warning: step 3: grad_norm is nan" in out.getvalue()
     assert "warning: step 3: kl is inf" in out.getvalue()
 
@@ -69,7 +75,7 @@ def test_a_sample_is_shown_with_its_verdict_and_its_markup_untouched() -> None:
     # Catches a console that reads "[0, 9]" or "[bold]" in model text as its own markup.
     out = io.StringIO()
     verdict = Verdict(0.0, {}, "wanted 7, found 8")
-    Log(100, out=out).sample(3, Record("What is\n3 + 4?", "[bold]8[/bold] " + "x" * 200, verdict, "length"))
+    log_of_100(out=out).sample(3, Record("What is\n3 + 4?", "[bold]8[/bold] " + "x" * 200, verdict, "length"))
     text = out.getvalue()
     assert "What is 3 + 4?" in text
     assert "[bold]8[/bold] xxx" in text
@@ -79,13 +85,13 @@ def test_a_sample_is_shown_with_its_verdict_and_its_markup_untouched() -> None:
 
 def test_a_resumed_log_knows_the_last_measurement() -> None:
     out = io.StringIO()
-    Log(100, 10, HELD_OUT, out=out).step(11, METRICS)
+    log_of_100(10, HELD_OUT, out=out).step(11, METRICS)
     assert out.getvalue().startswith("step 11/100  held-out 0.470")
 
 
 def test_model_text_cannot_steer_the_terminal() -> None:
     out = io.StringIO()
-    Log(100, out=out).sample(3, Record("q", "\x1b[2Ja\x07\rb\u202e", Verdict(0.0, {}, ""), "end"))
+    log_of_100(out=out).sample(3, Record("q", "\x1b[2Ja\x07\rb\u202e", Verdict(0.0, {}, ""), "end"))
     assert "    �[2Ja� b�\n" in out.getvalue()
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gradhat.training import loop
-from gradhat.training.config import TrainConfig
+from gradhat.training.loop import train
 from gradhat.training.run_folder import RunFolder
+from gradhat.training.text.config import TrainConfig, to_json
+from gradhat.training.text.session import prepare
 
 PAGE = Path(__file__).parents[2] / "docs/metrics.md"
 
@@ -33,9 +34,9 @@ def seen(config: TrainConfig, letters_task: str, tmp_path_factory: pytest.TempPa
     keys: set[str] = set()
     for i, made in enumerate((with_reference, replace(short, algorithm="reinforce"))):
         path = tmp_path_factory.mktemp("metrics") / str(i)
-        session = loop.prepare(made)
-        with RunFolder.create(path, made) as run:
-            assert loop.train(run, session) == 0
+        session = prepare(made)
+        with RunFolder.create(path, to_json(made)) as run:
+            assert train(run, session) == 0
         keys |= {
             key for line in (path / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)
         }

@@ -13,11 +13,11 @@ import torch
 from pyarrow import parquet
 
 from gradhat.errors import RunError
-from gradhat.training.config import TrainConfig
 from gradhat.training.run_folder import RunFolder, whole_file
+from gradhat.training.text.rollouts import write_rollouts
 from gradhat.trajectories import Record, Trajectories, Verdict
 
-CONFIG = TrainConfig(task="arithmetic", curriculum=("a", "b"), lr=3e-6)
+CONFIG = {"task": "arithmetic", "curriculum": ["a", "b"], "lr": 3e-6}
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_config_comes_back_with_its_types(run: RunFolder) -> None:
 
 def test_a_folder_that_holds_a_run_is_left_alone(run: RunFolder) -> None:
     with pytest.raises(RunError, match="gradhat train --resume"):
-        RunFolder.create(run.path, TrainConfig(task="other"))
+        RunFolder.create(run.path, {"task": "other"})
     assert run.config() == CONFIG
 
 
@@ -130,7 +130,7 @@ def test_metrics_are_strict_json_and_survive_a_cut_line(run: RunFolder) -> None:
 def test_a_rewind_drops_everything_after_the_step_and_nothing_before(run: RunFolder) -> None:
     for step in (1, 2, 3):
         run.append_metrics({"step": step, "reward": 1 / 3})
-        run.write_rollouts(step, trajectories(), torch.tensor([0, 1]), None)
+        write_rollouts(run, step, trajectories(), torch.tensor([0, 1]), None)
         (run.checkpoints / f"step_{step:06d}").mkdir()
     run.write_json("summary.json", {})
     before = run.metrics.read_text().splitlines()
@@ -142,7 +142,7 @@ def test_a_rewind_drops_everything_after_the_step_and_nothing_before(run: RunFol
 
 
 def test_rollouts_keep_every_token_and_the_credit_of_what_was_chosen(run: RunFolder) -> None:
-    run.write_rollouts(12, trajectories(), torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
+    write_rollouts(run, 12, trajectories(), torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
     rows = parquet.read_table(run.rollouts / "step_000012.parquet").to_pylist()
     assert rows[0] == {
         "step": 12,

@@ -52,8 +52,8 @@ def converse(place: str, flags: Flags) -> None:
     from gradhat.policies.language.chat import Chat, Message
     from gradhat.rollouts.engine import Engine, Limits
     from gradhat.training.log import printable
-    from gradhat.training.model import compute_dtype, find, set_threads
     from gradhat.training.seed import derive
+    from gradhat.training.text.model import compute_dtype, find, set_threads
 
     set_threads(flags.num_threads)
     folder = find(place)

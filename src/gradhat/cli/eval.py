@@ -8,7 +8,7 @@ from gradhat.cli.flags import parse, target
 from gradhat.errors import ConfigError, TaskError
 
 if TYPE_CHECKING:
-    from gradhat.training.evaluate import Measurement
+    from gradhat.training.text.evaluate import Measurement
 
 USAGE = "gradhat eval RUN|MODEL"
 DESCRIPTION = """gradhat eval RUN|MODEL --task TASK [FLAGS]: measure on held-out questions.
@@ -63,11 +63,12 @@ def main(argv: list[str]) -> int:
 
 def defaults(place: str) -> Flags:
     """Return the flags' defaults: those of the run, if `place` is one."""
-    from gradhat.training.run_folder import RunFolder, is_run
+    from gradhat.training.run_folder import is_run
+    from gradhat.training.text.config import read
 
     if not is_run(Path(place).expanduser()):
         return Flags()
-    config = RunFolder(Path(place).expanduser()).config()
+    config = read(Path(place).expanduser())
     return Flags(
         task=config.task,
         temperature=config.temperature,
@@ -86,9 +87,9 @@ def report(place: str, flags: Flags) -> None:
     from gradhat.policies.language import weights
     from gradhat.policies.language.chat import Chat
     from gradhat.rollouts.engine import Engine, Limits
-    from gradhat.training.evaluate import measure
-    from gradhat.training.model import compute_dtype, find, set_threads
     from gradhat.training.seed import derive
+    from gradhat.training.text.evaluate import measure
+    from gradhat.training.text.model import compute_dtype, find, set_threads
 
     set_threads(flags.num_threads)
     task = load_task(flags.task)

@@ -306,11 +306,12 @@ def algorithm(flags: Algorithm, name: str) -> "Report":
 
 def model_flags(place: str) -> Model:
     """Return the defaults: those of the run, if `place` is one."""
-    from gradhat.training.run_folder import RunFolder, is_run
+    from gradhat.training.run_folder import is_run
+    from gradhat.training.text.config import read
 
     if not place or not is_run(Path(place).expanduser()):
         return Model()
-    config = RunFolder(Path(place).expanduser()).config()
+    config = read(Path(place).expanduser())
     return Model(**{f.name: getattr(config, f.name) for f in fields(Model) if hasattr(config, f.name)})
 
 
@@ -334,9 +335,9 @@ def model(flags: Model, place: str) -> "Report":
     from gradhat.policies.language.chat import Chat
     from gradhat.policies.language.policy import LanguagePolicy
     from gradhat.rollouts.engine import Engine, Limits
-    from gradhat.training.model import compute_dtype, find, set_threads
     from gradhat.training.seed import derive
-    from gradhat.training.source import Source
+    from gradhat.training.text.model import compute_dtype, find, set_threads
+    from gradhat.training.text.source import Source
 
     check_model(flags, place, fewest=model.FEWEST)
     set_threads(flags.num_threads)

@@ -11,7 +11,7 @@ from importlib import import_module
 import gradhat.recipes
 from gradhat.cli.flags import near
 from gradhat.errors import ConfigError
-from gradhat.training.config import TrainConfig
+from gradhat.training.text.config import TrainConfig
 
 Recipe = Callable[[], TrainConfig]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from gradhat.cli import recipes
 from gradhat.cli.flags import parse
 from gradhat.errors import ConfigError, RunError
-from gradhat.training.config import TrainConfig, check, differences, to_json
 from gradhat.training.run_folder import RunFolder
+from gradhat.training.text.config import TrainConfig, check, differences, read, to_json
 
 DESCRIPTION = """gradhat train RECIPE [FLAGS]: run a recipe, with the flags in place of its own settings.
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     recipe, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     launch = _parse(Launch(recipes.get(recipe) if recipe else TrainConfig()), recipe, flags)
     if launch.resume is not None and recipe is None:
-        launch = _parse(Launch(RunFolder(launch.resume).config()), recipe, flags)
+        launch = _parse(Launch(read(launch.resume)), recipe, flags)
     launch = replace(launch, config=_absolute(launch.config))
     check(launch.config)
     if launch.dry_run:
@@ -50,18 +50,19 @@ def _parse(default: Launch, recipe: str | None, flags: list[str]) -> Launch:
 
 
 def _run(launch: Launch, name: str) -> int:
-    from gradhat.training import loop
+    from gradhat.training.loop import train
+    from gradhat.training.text.session import prepare
 
     if launch.resume is not None:
         _check_resume(launch, launch.resume)
         with RunFolder.open(launch.resume) as run:
             run.write_json("config.json", to_json(launch.config))
-            return loop.train(run, loop.prepare(launch.config))
+            return train(run, prepare(launch.config))
     # The folder comes last: a task or a model that cannot be used leaves none behind.
-    session = loop.prepare(launch.config)
+    session = prepare(launch.config)
     out = launch.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with RunFolder.create(out, launch.config) as run:
-        return loop.train(run, session)
+    with RunFolder.create(out, to_json(launch.config)) as run:
+        return train(run, session)
 
 
 def _check_resume(launch: Launch, path: Path) -> None:
@@ -70,7 +71,7 @@ def _check_resume(launch: Launch, path: Path) -> None:
         raise ConfigError(
             f"--resume {path} with --out {launch.out}: a resumed run stays in its folder. Drop --out."
         )
-    here, there = launch.config, RunFolder(path).config()
+    here, there = launch.config, read(path)
     # More steps are the one change that leaves what was done as it was.
     changed = differences(here, replace(there, num_steps=max(here.num_steps, there.num_steps)))
     if changed:

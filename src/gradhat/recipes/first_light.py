@@ -1,6 +1,6 @@
 """The first run: one-digit arithmetic, a few minutes on two cores."""
 
-from gradhat.training.config import TrainConfig
+from gradhat.training.text.config import TrainConfig
 
 
 def first_light() -> TrainConfig:

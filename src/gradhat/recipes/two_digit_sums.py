@@ -1,6 +1,6 @@
 """A harder run: two-digit sums, which the untrained model almost never solves."""
 
-from gradhat.training.config import TrainConfig
+from gradhat.training.text.config import TrainConfig
 
 
 def two_digit_sums() -> TrainConfig:

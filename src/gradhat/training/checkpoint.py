@@ -1,9 +1,8 @@
-"""Checkpoints: a Hugging Face folder that any tool can load, with what training needs to go on to the bit.
+"""Checkpoints: folders that hold what training needs to go on to the bit.
 
 checkpoints/step_000010/
-    model.safetensors, config.json, tokenizer ...    the float32 master weights as a Hugging Face model
-    optimizer.safetensors                            AdamW's moments, float32
-    state.json                                       the data cursor; size and checksum of every other file
+    *.safetensors and others    what the kind of run writes: text/model_checkpoint.py, control/loop.py
+    state.json                  the data cursor; size and checksum of every other file
 
 A checkpoint appears whole or not at all. One that was damaged later (a truncated file, a flipped bit) is
 found by its checksums, and the one before it is used.
@@ -11,19 +10,16 @@ found by its checksums, and the one before it is used.
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gradhat.errors import RunError
-from gradhat.policies.language import weights
-from gradhat.policies.language.transformer import TransformerConfig
 from gradhat.training.run_folder import PARTIAL, discard, publish, remove, step_of, writing
 
 CHUNK = 1 << 24
@@ -37,32 +33,16 @@ class Checkpoint:
     path: Path
     step: int
     cursor: dict[str, Any]
-    """Plain values: where the data stands, and everything else that is neither weight nor moment."""
-
-    def masters(self) -> dict[str, Tensor]:
-        """Return the float32 master weights by parameter name."""
-        return weights.load(self.path, torch.float32).state_dict()
-
-    def optimizer(self) -> dict[str, Tensor]:
-        """Return the optimiser's state, as it was given to `save`."""
-        return load_file(self.path / "optimizer.safetensors")
+    """Plain values: where the data stands, and everything else that is no tensor."""
 
 
 def save(
-    folder: Path,
-    step: int,
-    masters: Mapping[str, Tensor],
-    optimizer: Mapping[str, Tensor],
-    cursor: Mapping[str, Any],
-    *,
-    config: TransformerConfig,
-    source: Path,
-    keep: int,
+    folder: Path, step: int, write: Callable[[Path], None], cursor: Mapping[str, Any], *, keep: int
 ) -> Path:
     """Write the checkpoint of `step` into `folder`, then remove all but the `keep` newest. Returns its path.
 
-    `source` is the model folder whose tokenizer and template files are copied along. RunError when the disk
-    is full or read-only; the checkpoints that were there stay.
+    `write` puts everything but the cursor into the folder it is given. RunError when the disk is full or
+    read-only; the checkpoints that were there stay.
     """
     path = folder / f"step_{step:06d}"
     partial = folder / f"{PARTIAL}{path.name}"
@@ -70,8 +50,7 @@ def save(
         with writing(path):
             remove(partial)
             partial.mkdir()
-            weights.save(masters, config, partial, source)
-            _save_tensors(optimizer, partial / "optimizer.safetensors")
+            write(partial)
             state = {"step": step, "cursor": dict(cursor), "files": _sums(partial)}
             (partial / "state.json").write_text(json.dumps(state, indent=2, allow_nan=False) + "\n")
             if path.exists():
@@ -121,7 +100,8 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, state["step"], state["cursor"])
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors by name as a safetensors file. OSError when it cannot be written."""
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
     except SafetensorError as error:

@@ -8,7 +8,7 @@ never here.
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from rich.console import Console
@@ -17,12 +17,18 @@ from rich.text import Text
 
 from gradhat.trajectories import Record
 
+Line = Callable[[int, Mapping[str, float], float], str]
+"""(step, metrics, seconds left) → the line of progress."""
+MEASURED = ("held_out/", "greedy/")
+"""Prefixes of metrics that are measured now and then, and shown until they are measured again."""
 WIDTH = 100
 """Characters shown of a prompt or a completion."""
 
 
 class Log:
-    """Prints a run of `num_steps`, of which `done` were done before with the held-out numbers `known`.
+    """Prints a run of `num_steps`, of which `done` were done before with the measurements `known`.
+
+    `line` makes the line of progress.
 
     A context: inside it the live line is on the screen.
     """
@@ -33,12 +39,15 @@ class Log:
         done: int = 0,
         known: Mapping[str, float] | None = None,
         out: TextIO | None = None,
+        *,
+        line: Line,
     ) -> None:
         self.console = Console(file=out or sys.stdout, highlight=False, markup=False, soft_wrap=True)
         self.num_steps = num_steps
         self._first = done
         self._began = time.monotonic()
-        self._held_out = dict(known or {})
+        self._line = line
+        self._known = dict(known or {})
         self._live = (
             Live(console=self.console, auto_refresh=False, transient=True)
             if self.console.is_terminal
@@ -64,8 +73,8 @@ class Log:
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the progress after `step`, and name each metric that is not a finite number."""
-        self._held_out.update({key: value for key, value in metrics.items() if key.startswith("held_out/")})
-        line = progress_line(step, self.num_steps, {**self._held_out, **metrics}, self._seconds_left(step))
+        self._known.update(measured(metrics))
+        line = self._line(step, {**self._known, **metrics}, self._seconds_left(step))
         if self._live is None:
             self.console.print(line)
         else:
@@ -108,6 +117,11 @@ def progress_line(step: int, num_steps: int, metrics: Mapping[str, float], secon
     if math.isfinite(seconds_left):
         parts.append(f"{duration(seconds_left)} left")
     return "  ".join(parts)
+
+
+def measured(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return those of the metrics that are measured now and then."""
+    return {key: value for key, value in metrics.items() if key.startswith(MEASURED)}
 
 
 def non_finite(metrics: Mapping[str, float]) -> list[str]:

@@ -3,7 +3,7 @@
 config.json                      the resolved config; `gradhat train --resume` starts from it
 env.json                         versions, commit, processor, threads: what the numbers were made with
 metrics.jsonl                    one object a line, flushed after each step
-rollouts/step_000012.parquet     every sampled trajectory of step 12, token by token
+rollouts/step_000012.parquet     every sampled trajectory of step 12 of a text run, token by token
 checkpoints/step_000010/         see checkpoint.py
 summary.json                     written at the end
 
@@ -16,18 +16,12 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from gradhat.errors import RunError
-from gradhat.training.config import TrainConfig, from_json, to_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from gradhat.trajectories import Trajectories
 
 PARTIAL = ".partial-"
 """Prefix of a name that is still being written."""
@@ -55,8 +49,11 @@ class RunFolder:
         self._lock: int | None = None
 
     @classmethod
-    def create(cls, path: Path, config: TrainConfig) -> Self:
-        """Make a new run folder. RunError if something is at `path` already or it cannot be written."""
+    def create(cls, path: Path, config: Mapping[str, Any]) -> Self:
+        """Make a new run folder with `config`, plain values.
+
+        RunError if something is at `path` already or it cannot be written.
+        """
         if path.exists() and not path.is_dir():
             raise RunError(f"write a run to {path}: found a file there. Choose another --out.")
         with writing(path, todo="Choose an --out that can be written."):
@@ -77,7 +74,7 @@ class RunFolder:
         with writing(path):
             run.checkpoints.mkdir()
             run.rollouts.mkdir()
-        run.write_json("config.json", to_json(config))
+        run.write_json("config.json", config)
         return run
 
     @classmethod
@@ -92,9 +89,9 @@ class RunFolder:
             run.rollouts.mkdir(exist_ok=True)
         return run
 
-    def config(self) -> TrainConfig:
-        """Return the config the run was started with."""
-        return from_json(self.read_json("config.json"), str(self.path))
+    def config(self) -> dict[str, Any]:
+        """Return the config the run was started with, as plain values."""
+        return self.read_json("config.json")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the object in `name`. RunError when it is missing or is not JSON."""
@@ -126,19 +123,6 @@ class RunFolder:
         """Return every whole line of metrics.jsonl; a line cut by a kill is left out."""
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         return [line for line in map(_parsed, lines) if line is not None]
-
-    def write_rollouts(
-        self, step: int, sampled: "Trajectories", chosen: "Tensor", adv: "Tensor | None"
-    ) -> None:
-        """Write all that a step sampled as one parquet file, a row each, per-token columns as lists.
-
-        `chosen` int64 `[N]` are the rows that were learned from, `adv` `[N, T]` their credit.
-        """
-        from pyarrow import Table, parquet  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
-
-        table: Any = Table.from_pylist(list(rollout_rows(step, sampled, chosen, adv)))  # pyright: ignore[reportUnknownMemberType]
-        with whole_file(self.rollouts / f"step_{step:06d}.parquet") as partial:
-            parquet.write_table(table, partial, compression="zstd")  # pyright: ignore[reportUnknownMemberType]
 
     def rewind(self, step: int) -> None:
         """Drop metrics, rollouts and checkpoints after `step`: the run that goes on writes them again."""
@@ -186,32 +170,6 @@ class RunFolder:
 def is_run(path: Path) -> bool:
     """Return whether `path` is a run folder, not a model folder: both have a config.json."""
     return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
-
-
-def rollout_rows(
-    step: int, sampled: "Trajectories", chosen: "Tensor", adv: "Tensor | None"
-) -> Iterator[dict[str, Any]]:
-    """Yield one row per trajectory. Token lists stop at its last step; `adv` is null without credit."""
-    credit = {} if adv is None else dict(zip(chosen.tolist(), adv, strict=True))
-    for i, record in enumerate(sampled.records):
-        mask = sampled.mask[i]
-        length = int(mask.nonzero().max()) + 1 if bool(mask.any()) else 0
-        yield {
-            "step": step,
-            "group": int(sampled.group[i]),
-            "version": int(sampled.version[i]),
-            "prompt": record.prompt,
-            "completion": record.completion,
-            "reward": record.verdict.reward,
-            "parts": json.dumps(record.verdict.parts),
-            "why": record.verdict.why,
-            "stop": record.stop,
-            "prompt_tokens": list(sampled.numbers()[i]),
-            "tokens": sampled.actions[i, :length].tolist(),
-            "logp": sampled.logp[i, :length].tolist(),
-            "adv": credit[i][:length].tolist() if i in credit else None,
-            "mask": mask[:length].tolist(),
-        }
 
 
 def step_of(path: Path) -> int:

@@ -5,8 +5,9 @@ import time
 from collections import defaultdict
 
 from gradhat.estimators.group import silent
+from gradhat.intervals import mean_interval
 from gradhat.rollouts.episodes import Experience
-from gradhat.training.evaluate import SOLVED, mean_interval
+from gradhat.training.text.evaluate import SOLVED
 from gradhat.trajectories import Trajectories
 
 

@@ -15,10 +15,12 @@ from pyarrow import parquet
 
 from gradhat.envs.text.task import held_out
 from gradhat.errors import RunError, TaskError
-from gradhat.training import checkpoint, loop
-from gradhat.training.config import TrainConfig, to_json
+from gradhat.training import checkpoint
+from gradhat.training.loop import train
 from gradhat.training.optim import MasterAdamW
 from gradhat.training.run_folder import RunFolder
+from gradhat.training.text.config import TrainConfig, to_json
+from gradhat.training.text.session import prepare
 
 CLOCKS = ("step_time", "tokens_per_second", "time/")
 
@@ -30,15 +32,15 @@ def straight(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def start(config: TrainConfig, path: Path) -> Path:
-    session = loop.prepare(config)
-    with RunFolder.create(path, config) as run:
-        assert loop.train(run, session) == 0
+    session = prepare(config)
+    with RunFolder.create(path, to_json(config)) as run:
+        assert train(run, session) == 0
     return path
 
 
 def resume(config: TrainConfig, path: Path) -> Path:
     with RunFolder.open(path) as run:
-        assert loop.train(run, loop.prepare(config)) == 0
+        assert train(run, prepare(config)) == 0
     return path
 
 
@@ -68,12 +70,14 @@ def launch(config: TrainConfig, path: Path, before: str = "") -> subprocess.Pope
     code = (
         "import json, os, signal, sys\n"
         "from pathlib import Path\n"
-        "from gradhat.training import checkpoint, loop\n"
-        "from gradhat.training.config import from_json\n"
+        "from gradhat.training import checkpoint\n"
+        "from gradhat.training.loop import train\n"
+        "from gradhat.training.text.session import prepare\n"
+        "from gradhat.training.text.config import from_json, to_json\n"
         "from gradhat.training.run_folder import RunFolder\n"
         f"{before}\n"
         "config = from_json(json.loads(sys.argv[2]), '')\n"
-        "sys.exit(loop.train(RunFolder.create(Path(sys.argv[1]), config), loop.prepare(config)))\n"
+        "sys.exit(train(RunFolder.create(Path(sys.argv[1]), to_json(config)), prepare(config)))\n"
     )
     command = [sys.executable, "-c", code, str(path), json.dumps(to_json(config))]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

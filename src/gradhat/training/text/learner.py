@@ -14,8 +14,8 @@ from gradhat.policies.language import weights
 from gradhat.policies.language.policy import LanguagePolicy
 from gradhat.policies.language.transformer import Transformer
 from gradhat.policies.policy import Policy
-from gradhat.training.config import TrainConfig
-from gradhat.training.model import compute_dtype
+from gradhat.training.text.config import TrainConfig
+from gradhat.training.text.model import compute_dtype
 from gradhat.trajectories import Trajectories
 
 

@@ -5,7 +5,7 @@ import torch
 
 from gradhat.rollouts.engine import Completion
 from gradhat.rollouts.episodes import Experience, pack
-from gradhat.training import metrics
+from gradhat.training.text import metrics
 from gradhat.trajectories import Record, Verdict
 
 

@@ -2,7 +2,7 @@
 
 from gradhat.envs.text.arithmetic import Arithmetic
 from gradhat.envs.text.task import held_out
-from gradhat.training.source import WINDOW, Source
+from gradhat.training.text.source import WINDOW, Source
 
 EASY, HARD = Arithmetic("+", digits=1), Arithmetic("*", digits=2)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradhat.envs.text.task import Question, Task, judge
-from gradhat.intervals import Interval, Z, student_t
+from gradhat.intervals import Interval, Z
 from gradhat.policies.language.chat import Chat
 from gradhat.rollouts.engine import Limits, Sampler
 from gradhat.trajectories import Record
@@ -87,21 +87,6 @@ def wilson(p: float, n: float) -> Interval:
     centre = (p + Z**2 / (2 * n)) / shrink
     half = Z / shrink * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
-
-
-def mean_interval(groups: Sequence[float]) -> Interval:
-    """Return the mean of `groups` (the mean reward of each prompt) and its 95 % t-interval.
-
-    Assumes the prompts are drawn independently. One group has no spread to measure: the interval is
-    unbounded.
-    """
-    count = len(groups)
-    mean = sum(groups) / count
-    if count == 1:
-        return Interval(mean, -math.inf, math.inf)
-    deviation = math.sqrt(sum((g - mean) ** 2 for g in groups) / (count - 1))
-    half = student_t(count - 1) * deviation / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from gradhat.errors import ConfigError
+from gradhat.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,11 @@ def from_json(values: Mapping[str, Any], origin: str) -> TrainConfig:
         )
     settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     return TrainConfig(**settings)
+
+
+def read(run: Path) -> TrainConfig:
+    """Return the config of the run folder `run`. RunError when it is none."""
+    return from_json(RunFolder(run).config(), str(run))
 
 
 def differences(mine: TrainConfig, theirs: TrainConfig) -> list[str]:

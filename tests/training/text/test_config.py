@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gradhat.errors import ConfigError
-from gradhat.training.config import TrainConfig, check, differences, from_json, to_json
+from gradhat.training.text.config import TrainConfig, check, differences, from_json, to_json
 
 GOOD = TrainConfig(task="arithmetic")
 

@@ -7,10 +7,10 @@ from itertools import combinations
 import pytest
 from scipy import stats
 
-from gradhat.training.evaluate import (
+from gradhat.intervals import mean_interval
+from gradhat.training.text.evaluate import (
     Measurement,
     accuracy_interval,
-    mean_interval,
     pass_at_k,
     wilson,
 )

@@ -1,0 +1,267 @@
+"""A text run in memory: sample completions, learn from them, measure on held-out questions.
+
+It knows no algorithm, only a `Learner` (learner.py).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradhat.envs.text.load import load_task
+from gradhat.envs.text.task import Question, Task, check, held_out_set
+from gradhat.errors import RunError, TaskError
+from gradhat.policies.language import weights
+from gradhat.policies.language.chat import Chat
+from gradhat.rollouts.engine import Engine, Limits
+from gradhat.rollouts.episodes import Experience, collect
+from gradhat.training.checkpoint import Checkpoint
+from gradhat.training.log import Log, progress_line
+from gradhat.training.optim import MasterAdamW
+from gradhat.training.run_folder import RunFolder
+from gradhat.training.seed import derive
+from gradhat.training.text import metrics, model_checkpoint
+from gradhat.training.text.config import TrainConfig
+from gradhat.training.text.evaluate import Interval, Measurement, measure
+from gradhat.training.text.learner import Learner, make_learner
+from gradhat.training.text.model import compute_dtype, keep_freed_memory, set_threads
+from gradhat.training.text.rollouts import write_rollouts
+from gradhat.training.text.source import Source
+from gradhat.trajectories import Trajectories
+
+
+@dataclass
+class Session:
+    """A run in memory: what is made once, and where it stands."""
+
+    config: TrainConfig
+    model: Path
+    """The model folder the run started from, whose tokenizer goes into every checkpoint."""
+    task: Task
+    held_out: list[Question]
+    """Every held-out question, up to `final_questions`."""
+    chat: Chat
+    engine: Engine
+    optimizer: MasterAdamW
+    learner: Learner
+    source: Source
+    step: int = 0
+    """Steps done."""
+    version: int = 0
+    """Optimiser steps the weights have seen: skipped ones do not count, epochs do."""
+    skipped: int = 0
+    """Steps in a row, up to the present, that a non-finite gradient spoilt."""
+    num_tokens: int = 0
+    """Tokens of prompts and completions so far."""
+    longer: str = "--num-steps"
+
+    def cursor(self) -> dict[str, Any]:
+        """Return what `resume` needs besides weights and moments, as plain values."""
+        counts = {"version": self.version, "skipped": self.skipped, "num_tokens": self.num_tokens}
+        return {"source": self.source.state(), "learner": self.learner.state(), **counts}
+
+    def resume(self, found: Checkpoint) -> None:
+        """Stand where the checkpoint was taken."""
+        self.optimizer.restore(model_checkpoint.masters(found), model_checkpoint.optimizer(found))
+        self.source.restore(found.cursor["source"])
+        self.learner.restore(found.cursor["learner"])
+        self.step = found.step
+        self.version = found.cursor["version"]
+        self.skipped = found.cursor["skipped"]
+        self.num_tokens = found.cursor["num_tokens"]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.num_steps
+
+    def opening(self) -> str:
+        """Return what is learned, and with what."""
+        network, config = self.engine.model, self.config
+        size = sum(p.numel() for p in network.parameters())
+        dtype = str(network.embed.weight.dtype).removeprefix("torch.")
+        return (
+            f"model  {config.model}: {size / 1e6:.0f}M parameters in {dtype}\n"
+            f"task   {config.task}: {len(self.held_out)} questions held out"
+        )
+
+    def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> str:
+        """Return the line of progress."""
+        return progress_line(step, self.num_steps, metrics, seconds_left)
+
+    def before(self) -> dict[str, float]:
+        """Measure the untrained model on every held-out question."""
+        return _held_out(_measure(self, self.held_out, self.config.final_samples))
+
+    def advance(self, run: RunFolder, log: Log) -> dict[str, float]:
+        """Take one step: sample, learn, measure. Returns its metrics."""
+        config, clock = self.config, metrics.Clock()
+        self.step += 1
+        self.optimizer.lr = config.lr * min(1.0, self.step / max(1, config.lr_warmup_steps))
+        experience = _sample(self)
+        clock.lap("sample")
+        batch, values = self.learner.learn(experience.sampled.select(experience.chosen))
+        clock.lap("update")
+        values |= metrics.of_experience(experience, config.num_prompts)
+        values |= _count(self, experience.sampled, values)
+        if self.source.observe(metrics.success_rates(experience.sampled)):
+            log.say(f"level {self.source.level + 1} of {len(self.source.levels)} opens")
+        write_rollouts(run, self.step, experience.sampled, experience.chosen, batch.adv)
+        if self.step % config.eval_every == 0:
+            sample = _measure(self, self.held_out[: config.eval_questions], config.eval_samples)
+            values |= _held_out(sample)
+            log.sample(self.step, batch.records[self.step % len(batch)])
+            clock.lap("evaluate")
+        return values | clock.times(int(experience.sampled.mask.sum()))
+
+    def save_due(self) -> bool:
+        """Return whether a checkpoint belongs after the present step."""
+        return self.step % self.config.checkpoint_every == 0 or self.step == self.num_steps
+
+    def save(self, run: RunFolder) -> Path:
+        """Write the checkpoint of the present step and drop the oldest."""
+        return model_checkpoint.save(
+            run.checkpoints,
+            self.step,
+            self.optimizer.masters(),
+            self.optimizer.state(),
+            self.cursor(),
+            config=self.engine.model.config,
+            source=self.model,
+            keep=self.config.keep_checkpoints,
+        )
+
+    def check(self, run: RunFolder) -> None:
+        """RunError after too many steps in a row without a finite gradient."""
+        if self.skipped >= self.config.max_skipped_steps:
+            raise RunError(
+                f"step {self.step} of {run.path}: the gradient of the last {self.skipped} steps was not "
+                "finite (skipped). Lower --lr in a new run. "
+                f"The checkpoints in {run.checkpoints} are whole."
+            )
+
+    def finish(self, run: RunFolder) -> tuple[dict[str, Any], str]:
+        """Measure the finished run on every held-out question. Returns its summary and the closing lines."""
+        sampled = _measure(self, self.held_out, self.config.final_samples)
+        greedy = _measure(self, self.held_out, 1, greedy=True)
+        lines = run.read_metrics()
+        summary = {
+            "num_tokens": self.num_tokens,
+            "before": {key: value for key, value in lines[0].items() if key.startswith("held_out/")},
+            "after": _held_out(sampled),
+            "after_greedy": _held_out(greedy),
+            "questions": len(self.held_out),
+            "samples": self.config.final_samples,
+        }
+        return summary, _closing(run, sampled.accuracy(), greedy.accuracy(), self)
+
+    def close(self) -> None:
+        """Nothing is held beyond memory."""
+
+
+def prepare(config: TrainConfig) -> Session:
+    """Load the task and the model of `config` and put the parts together. Writes nothing."""
+    set_threads(config.num_threads)
+    keep_freed_memory()
+    levels = [load_task(spec) for spec in (*config.curriculum, config.task)]
+    for task in levels:
+        check(task)
+    held_out = held_out_set(levels[-1], config.final_questions, derive(config.seed, "held_out"))
+    if not held_out:
+        raise TaskError(
+            f"{config.task}: held-out questions were asked for; found none among those it draws. "
+            f"Give the task more distinct questions: a fifth of them is held out."
+        )
+    model = weights.resolve(config.model)
+    chat = Chat.read(model)
+    network = weights.load(model, compute_dtype(config.dtype))
+    optimizer = MasterAdamW(
+        network,
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )
+    return Session(
+        config=config,
+        model=model,
+        task=levels[-1],
+        held_out=held_out,
+        chat=chat,
+        engine=Engine(network, chat, num_slots=config.num_slots),
+        optimizer=optimizer,
+        learner=make_learner(config, network, optimizer, model),
+        source=Source(levels, system=config.system, threshold=config.curriculum_threshold, seed=config.seed),
+    )
+
+
+def _sample(session: Session) -> Experience:
+    """Sample the experience of the present step with the present weights."""
+    config = session.config
+    return collect(
+        session.source,
+        session.chat,
+        session.engine,
+        Limits(config.max_new_tokens, config.temperature, seed=derive(config.seed, "sample", session.step)),
+        num_prompts=config.num_prompts,
+        group_size=config.group_size,
+        version=session.version,
+        silent=session.learner.silent,
+        max_replacements=config.max_replacements if config.replace_silent else 0,
+    )
+
+
+def _count(session: Session, sampled: Trajectories, learned: dict[str, float]) -> dict[str, float]:
+    """Bring the session's counts up to date with one batch; return those that are metrics."""
+    stepped, spoilt = "grad_norm" in learned, learned.get("skipped", 0.0) > 0
+    session.version += session.config.num_epochs if stepped and not spoilt else 0
+    session.skipped = session.skipped + 1 if spoilt else 0
+    session.num_tokens += metrics.num_tokens(sampled)
+    values = {
+        "num_tokens": float(session.num_tokens),
+        "learning_rate": session.optimizer.lr,
+        "num_skipped": float(session.skipped),
+    }
+    if len(session.source.levels) > 1:
+        values["curriculum/level"] = float(session.source.level)
+    return values
+
+
+def _measure(
+    session: Session, questions: list[Question], num_samples: int, *, greedy: bool = False
+) -> Measurement:
+    """Measure the present weights on held-out questions, at the training temperature or greedily."""
+    config = session.config
+    limits = Limits(
+        config.max_new_tokens,
+        0.0 if greedy else config.temperature,
+        seed=derive(config.seed, "held_out", session.step, num_samples),
+    )
+    return measure(
+        session.task,
+        questions,
+        session.engine,
+        session.chat,
+        limits,
+        system=config.system,
+        num_samples=num_samples,
+    )
+
+
+def _held_out(sample: Measurement) -> dict[str, float]:
+    accuracy = sample.accuracy()
+    return {
+        "held_out/accuracy": accuracy.mean,
+        "held_out/low": accuracy.low,
+        "held_out/high": accuracy.high,
+        "held_out/reward": sample.reward(),
+    }
+
+
+def _closing(run: RunFolder, sampled: Interval, greedy: Interval, session: Session) -> str:
+    return (
+        f"done. {len(session.held_out)} held-out questions: "
+        f"sampled {sampled.mean:.3f} [{sampled.low:.3f}, {sampled.high:.3f}], "
+        f"greedy {greedy.mean:.3f} [{greedy.low:.3f}, {greedy.high:.3f}]\n"
+        f"talk to it: gradhat chat {run.path}"
+    )
