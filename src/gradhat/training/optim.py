@@ -1,7 +1,7 @@
-"""AdamW on float32 master weights, for a network that computes in a narrower type."""
+"""Optimisers: AdamW on float32 masters for networks that compute in a narrower type, Adam for small ones."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,57 @@ class MasterAdamW:
     def _round(self) -> None:
         for name, weight in self.weights.items():
             weight.copy_(self.wide[name])
+
+
+class SmallAdam:
+    """Adam for a network of a few thousand weights. Their gradient is clipped by its global norm.
+
+    Source: Kingma and Ba 2015, algorithm 1. `lr` may be set between steps. A gradient that is not finite
+    changes nothing.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        eps: float = 1e-5,
+        max_grad_norm: float = math.inf,
+    ) -> None:
+        self.lr = lr
+        self.max_grad_norm = max_grad_norm
+        self.parameters = list(parameters)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=lr, eps=eps, fused=True)
+
+    def accumulate(self) -> None:
+        """The gradient of every micro-batch is summed where it is."""
+
+    def step(self) -> Step:
+        """Clip, step, clear."""
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))) if grads else 0.0
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            if norm > self.max_grad_norm:
+                torch._foreach_mul_(grads, self.max_grad_norm / (norm + CLIP_EPS))
+            self.optimizer.param_groups[0]["lr"] = self.lr
+            self.optimizer.step()
+        for parameter in self.parameters:
+            parameter.grad = None
+        return Step(norm, skipped)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return Adam's state by names such as "exp_avg.3": not copies. Empty at first."""
+        found = self.optimizer.state
+        places = enumerate(self.parameters)
+        return {f"{key}.{i}": found[p][key] for i, p in places if p in found for key in STATE}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Stand where `state` was taken, to the bit."""
+        self.optimizer.state.clear()
+        for i, parameter in enumerate(self.parameters):
+            if f"step.{i}" in state:
+                self.optimizer.state[parameter] = {key: state[f"{key}.{i}"].clone() for key in STATE}
 
 
 def _check(what: str, wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> None:

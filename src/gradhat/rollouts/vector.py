@@ -1,0 +1,223 @@
+"""A policy in a vector of environments: experience of a fixed length, or of whole episodes.
+
+Whatever autoreset the environments have, a trajectory holds the same: the observation before each step, its
+true successor, and a mask that is false in the step in which an environment resets itself. Only own steps
+are frames.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradhat.envs.gym import Step, World
+from gradhat.policies.policy import Actor
+from gradhat.rollouts.normalize import RewardScale, RunningMoments, normalise
+from gradhat.trajectories import Trajectories
+
+Floats = NDArray[np.float32]
+
+
+class Episode(NamedTuple):
+    """A finished episode, for people: undiscounted, in the environment's own unit."""
+
+    ret: float
+    length: int
+
+
+class _Moment(NamedTuple):
+    """One step of all environments, as the policy lived it."""
+
+    observations: Floats
+    actions: NDArray[Any]
+    logp: Floats
+    rewards: NDArray[Any]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    successors: Floats
+    live: NDArray[np.bool_]
+
+
+class Collector:
+    """Steps a world with a policy. The present observation is carried from one call to the next.
+
+    Normalised observations (mean 0, deviation 1 of all that was seen so far) are what the policy sees and
+    what the trajectories hold; normalised rewards are divided by the deviation of the discounted return.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        seed: int,
+        normalize_observations: bool = False,
+        normalize_rewards: bool = False,
+        gamma: float = 0.99,
+    ) -> None:
+        self.world = world
+        self.moments = RunningMoments((world.num_inputs,)) if normalize_observations else None
+        self.reward_scale = RewardScale(world.num_envs, gamma=gamma) if normalize_rewards else None
+        self.num_frames = 0
+        """Own steps of all environments so far."""
+        self._finished: list[Episode] = []
+        self._returns = np.zeros(world.num_envs)
+        self._lengths = np.zeros(world.num_envs, dtype=np.int64)
+        self._observations = self._seen(world.reset(seed), np.ones(world.num_envs, dtype=np.bool_))
+
+    def collect(self, actor: Actor, num_steps: int, generator: torch.Generator, version: int) -> Trajectories:
+        """Go on for `num_steps` steps of every environment: a row for each, `[N, num_steps]`.
+
+        A row is cut at the end without an end of its episode: its last step has a successor to bootstrap
+        from, and the next call goes on there.
+        """
+        return self._pack([self._step(actor, generator) for _ in range(num_steps)], version)
+
+    def episodes(self, actor: Actor, per_env: int, generator: torch.Generator, version: int) -> Trajectories:
+        """Begin anew everywhere; return the first `per_env` episodes of each environment, one a row.
+
+        Their number is fixed in advance, so ĝ over them is unbiased. Environments that are done early go on
+        until the last one is: those frames count, and are dropped.
+        """
+        self._begin_anew()
+        lived: list[_Moment] = []
+        ends = np.zeros(self.world.num_envs, dtype=np.int64)
+        while (ends < per_env).any():
+            lived.append(self._step(actor, generator))
+            ends += (lived[-1].terminated | lived[-1].truncated) & lived[-1].live
+        return _by_episode(self._pack(lived, version), per_env)
+
+    def drain(self) -> list[Episode]:
+        """Return the episodes that ended since the last call."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what `restore` needs, the environments' own state included."""
+        tensors = {
+            "world": torch.frombuffer(bytearray(self.world.snapshot()), dtype=torch.uint8),
+            "observations": torch.from_numpy(self._observations.copy()),
+            "returns": torch.from_numpy(self._returns.copy()),
+            "lengths": torch.from_numpy(self._lengths.copy()),
+            "num_frames": torch.tensor(self.num_frames),
+        }
+        for name, part in (("moments", self.moments), ("reward_scale", self.reward_scale)):
+            if part is not None:
+                tensors |= {f"{name}.{key}": value for key, value in part.state().items()}
+        return tensors
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Stand where `state` was taken, in the middle of episodes."""
+        self.world.restore(state["world"].numpy().tobytes())
+        self._observations = state["observations"].numpy().copy()
+        self._returns = state["returns"].numpy().copy()
+        self._lengths = state["lengths"].numpy().copy()
+        self.num_frames = int(state["num_frames"])
+        for name, part in (("moments", self.moments), ("reward_scale", self.reward_scale)):
+            if part is not None:
+                prefix = f"{name}."
+                part.restore({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+    def _step(self, actor: Actor, generator: torch.Generator) -> _Moment:
+        seen = self._observations
+        actions, logp = actor.act(torch.from_numpy(seen), generator)
+        played = actions.numpy()
+        step = self.world.step(played)
+        self._count(step)
+        ended = step.terminated | step.truncated
+        rewards = step.rewards
+        if self.reward_scale is not None:
+            rewards = self.reward_scale.update(rewards, ended, step.live)
+        # With next-step autoreset the final observation stands where the next one will: nobody acts on it.
+        waits = ended if step.successors is step.observations else np.zeros_like(ended)
+        self._observations = self._seen(step.observations, ~waits)
+        successors = self._observations
+        if step.successors is not step.observations:
+            successors = step.successors if self.moments is None else normalise(step.successors, self.moments)
+        return _Moment(
+            seen, played, logp.numpy(), rewards, step.terminated, step.truncated, successors, step.live
+        )
+
+    def _seen(self, observations: Floats, acted_on: NDArray[np.bool_]) -> Floats:
+        """Return the observations as the policy sees them. The moments learn from those it acts on first."""
+        if self.moments is None:
+            return observations
+        self.moments.update(observations, acted_on)
+        return normalise(observations, self.moments)
+
+    def _count(self, step: Step) -> None:
+        self.num_frames += int(step.live.sum())
+        self._returns += step.rewards * step.live
+        self._lengths += step.live
+        ended = (step.terminated | step.truncated) & step.live
+        if ended.any():
+            self._finished += [
+                Episode(float(self._returns[i]), int(self._lengths[i])) for i in ended.nonzero()[0]
+            ]
+            self._returns[ended] = 0.0
+            self._lengths[ended] = 0
+
+    def _begin_anew(self) -> None:
+        everyone = np.ones(self.world.num_envs, dtype=np.bool_)
+        self._returns[:], self._lengths[:] = 0.0, 0
+        if self.reward_scale is not None:
+            self.reward_scale.begin_anew()
+        self._observations = self._seen(self.world.reset(), everyone)
+
+    def _pack(self, lived: Sequence[_Moment], version: int) -> Trajectories:
+        def stack(name: str, dtype: torch.dtype | None = None) -> Tensor:
+            columns = cast("Sequence[NDArray[Any]]", [getattr(moment, name) for moment in lived])
+            return torch.from_numpy(np.stack(columns, axis=1)).to(dtype)
+
+        mask = stack("live")
+        num_envs = self.world.num_envs
+        return Trajectories(
+            observations=stack("observations"),
+            actions=stack("actions"),
+            mask=mask,
+            logp=stack("logp"),
+            rewards=stack("rewards", torch.float32),
+            terminated=stack("terminated") & mask,
+            truncated=stack("truncated") & mask,
+            group=torch.arange(num_envs),
+            version=torch.full((num_envs,), version),
+            next_observations=stack("successors"),
+        )
+
+
+def _by_episode(lived: Trajectories, per_env: int) -> Trajectories:
+    """Cut `[N, T]` into the first `per_env` episodes of each row, one a row, padded with masked zeros."""
+    ended = (lived.terminated | lived.truncated) & lived.mask
+    before = ended.cumsum(1) - ended.long()
+    """Episodes that ended before each step."""
+    places = [
+        (row, (lived.mask[row] & (before[row] == k)).nonzero()[:, 0])
+        for row in range(len(lived))
+        for k in range(per_env)
+    ]
+    longest = max(len(steps) for _, steps in places)
+    lengths = torch.tensor([len(steps) for _, steps in places])
+    rows = torch.tensor([row for row, _ in places])[:, None].expand(-1, longest)
+    columns = torch.stack([torch.nn.functional.pad(steps, (0, longest - len(steps))) for _, steps in places])
+    mask = torch.arange(longest) < lengths[:, None]
+
+    def cut(tensor: Tensor) -> Tensor:
+        taken = tensor[rows, columns]
+        return torch.where(mask.reshape(*mask.shape, *[1] * (taken.dim() - 2)), taken, 0).to(tensor.dtype)
+
+    seen, following = lived.observations, lived.next_observations
+    assert isinstance(seen, Tensor) and following is not None
+    return Trajectories(
+        observations=cut(seen),
+        actions=cut(lived.actions),
+        mask=mask,
+        logp=cut(lived.logp),
+        rewards=cut(lived.rewards),
+        terminated=cut(lived.terminated),
+        truncated=cut(lived.truncated),
+        group=lived.group[rows[:, 0]],
+        version=lived.version[rows[:, 0]],
+        next_observations=cut(following),
+    )

@@ -1,0 +1,62 @@
+"""What learns in a control run: an algorithm's page with its world, its policy and its memory."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from gradhat.rollouts.vector import Episode
+
+Greedy = Callable[[Tensor], Tensor]
+"""Observations `[N, O]` → the action that the policy holds best for each."""
+
+
+class Agent(Protocol):
+    """All that the session knows of an algorithm."""
+
+    @property
+    def num_frames(self) -> int:
+        """Environment steps so far."""
+        ...
+
+    def advance(self, num_frames: int) -> dict[str, float]:
+        """Go on until so many frames in all were lived and learned from; return the means of the metrics."""
+        ...
+
+    def greedy(self) -> Greedy:
+        """Return the present policy without its noise, with its normaliser frozen."""
+        ...
+
+    def drain(self) -> list[Episode]:
+        """Return the training episodes that ended since the last call."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that going on to the bit needs."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Stand where `state` was taken."""
+        ...
+
+    def close(self) -> None:
+        """Free processes and windows."""
+        ...
+
+
+class Means:
+    """Means of metrics over the updates between two lines. Tensors are converted once, at the end."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float | Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, metrics: dict[str, float] | dict[str, Tensor] | dict[str, float | Tensor]) -> None:
+        """Take in the metrics of one update. A name may be absent from some."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """Return the mean of each."""
+        return {name: float(value) / self._counts[name] for name, value in self._sums.items()}

@@ -1,0 +1,156 @@
+"""The settings of a run in a Gymnasium or a tabular world: what every algorithm shares, and its own beside.
+
+`gradhat train ALGORITHM --env ID` makes flags of both. The settings of an algorithm are a dataclass of
+`algorithms.py`: how it gathers experience and learns, with the numbers of its page inside.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from gradhat.errors import ConfigError
+
+D = TypeVar("D")
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """Everything that decides the course of a run: two runs of one config on one machine are equal."""
+
+    algorithm: str
+    """A row of the table in training/control/algorithms.py."""
+    learning: Any
+    """The settings of the algorithm: a dataclass."""
+    env: str = "CartPole-v1"
+    """Gymnasium's id, or zoo:NAME for a world of the zoo."""
+    env_args: tuple[str, ...] = ()
+    """Arguments of the environment, such as continuous=True."""
+    num_envs: int = 8
+    """Environments that are stepped side by side."""
+    vectorization: Literal["auto", "native", "sync", "async"] = "auto"
+    """native: the environment's own vector version; sync: one after the other; async: a process each; auto:
+    native where there is one, else sync."""
+    num_frames: int = 200_000
+    """Environment steps of the whole run, over all environments. A finished run goes on with --resume RUN
+    --num-frames MORE."""
+    log_every: int = 2_000
+    """Frames between two lines of metrics."""
+    eval_every: int = 20_000
+    """Frames between two greedy measurements; 0 measures after the last frame only."""
+    eval_episodes: int = 100
+    """Episodes of such a measurement, as many of every environment."""
+    checkpoint_every: int = 50_000
+    """Frames between checkpoints. A killed run loses at most the frames since the last one."""
+    keep_checkpoints: int = 2
+    """Checkpoints left in the run folder, the newest ones."""
+    seed: int = 0
+    """Every random choice of the run follows from it."""
+    num_threads: int = 1
+    """Threads of the tensor library. Small networks are fastest with one."""
+
+
+def to_json(config: ControlConfig) -> dict[str, Any]:
+    """Return `config` as plain values: the content of a run's config.json."""
+    return _plain(asdict(config))
+
+
+def from_json(values: Mapping[str, Any], default: ControlConfig, origin: str) -> ControlConfig:
+    """Return the config that `to_json` wrote. `default` is one of the same algorithm.
+
+    A key that it does not know is a ConfigError that names `origin`.
+    """
+    return _filled(default, values, origin)
+
+
+def differences(mine: ControlConfig, theirs: ControlConfig) -> list[str]:
+    """Return the names of the settings in which two configs differ."""
+    return _different(to_json(mine), to_json(theirs))
+
+
+def env_kwargs(config: ControlConfig) -> dict[str, Any]:
+    """Return the arguments of the environment. ConfigError for one that is not NAME=VALUE."""
+    found: dict[str, Any] = {}
+    for text in config.env_args:
+        name, equals, value = text.partition("=")
+        if not (name.isidentifier() and equals):
+            raise ConfigError(
+                f"--env-args {text}: found no NAME=VALUE. Write --env-args continuous=True gravity=-9.8"
+            )
+        found[name] = _value(value)
+    return found
+
+
+COUNTS = ("num_envs", "num_frames", "log_every", "eval_episodes", "checkpoint_every", "keep_checkpoints")
+
+
+def check(config: ControlConfig) -> None:
+    """Raise ConfigError for a setting out of range."""
+    for name in COUNTS:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name}={getattr(config, name)}: found a value out of range. Use 1 or more.")
+    if config.eval_every < 0:
+        raise ConfigError(f"eval_every={config.eval_every}: found a value out of range. Use 0 or more.")
+    if config.num_threads < 1:
+        raise ConfigError(f"num_threads={config.num_threads}: found a value out of range. Use 1 or more.")
+    env_kwargs(config)
+    _check_rates(config.learning)
+
+
+FRACTIONS = ("gamma", "lam", "tau")
+POSITIVE = ("lr", "max_grad_norm", "num_steps", "num_epochs", "num_minibatches", "capacity", "batch_size")
+
+
+def _check_rates(settings: Any) -> None:
+    """Check the numbers whose names mean the same in every algorithm."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            _check_rates(value)
+        elif field.name in FRACTIONS and not 0 <= value <= 1:
+            raise ConfigError(f"{field.name}={value}: found a value out of range. Use 0 to 1.")
+        elif field.name in POSITIVE and not value > 0:
+            raise ConfigError(f"{field.name}={value}: found a value out of range. Use more than 0.")
+
+
+def _filled(default: D, values: Mapping[str, Any], origin: str) -> D:
+    known = [field.name for field in fields(default)]  # pyright: ignore[reportArgumentType]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"read the config of {origin}: found the unknown keys {', '.join(unknown)}. Remove them, "
+            f"or use the version of gradhat that wrote it. Known keys: {', '.join(known)}."
+        )
+    settings: dict[str, Any] = {}
+    for name, value in values.items():
+        present = getattr(default, name)
+        if is_dataclass(present):
+            settings[name] = _filled(present, value, origin)
+        else:
+            settings[name] = tuple(value) if isinstance(value, list) else value
+    return replace(default, **settings)  # pyright: ignore[reportArgumentType, reportReturnType, reportUnknownVariableType]
+
+
+def _different(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    found: list[str] = []
+    for name in mine.keys() | theirs.keys():
+        here, there = mine.get(name), theirs.get(name)
+        if isinstance(here, dict) and isinstance(there, dict):
+            found += _different(here, there)
+        elif here != there:
+            found.append(name)
+    return sorted(found)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"True": True, "False": False, "true": True, "false": False}.get(text, text)

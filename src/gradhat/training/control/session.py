@@ -1,0 +1,199 @@
+"""A control run in memory: a world, an agent in it, and where they stand."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from gradhat.envs import gym
+from gradhat.envs.gym import GymSpec, World
+from gradhat.errors import ConfigError
+from gradhat.intervals import Interval, mean_interval
+from gradhat.rollouts.vector import Episode
+from gradhat.training import checkpoint
+from gradhat.training.checkpoint import Checkpoint
+from gradhat.training.control import evaluate
+from gradhat.training.control.agent import Agent
+from gradhat.training.control.algorithms import ALGORITHMS
+from gradhat.training.control.config import ControlConfig, check, env_kwargs
+from gradhat.training.log import Log, duration
+from gradhat.training.run_folder import RunFolder
+from gradhat.training.seed import derive
+
+STATE = "state.safetensors"
+MOST_ENVS = 100
+"""Most environments of a greedy measurement."""
+
+
+class Session:
+    """See `training.loop.Session`."""
+
+    longer = "--num-frames"
+
+    def __init__(self, config: ControlConfig, world: World, agent: Agent, judge: World) -> None:
+        self.config, self.world, self.agent, self.judge = config, world, agent, judge
+        self.step = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Lines of metrics of the whole run."""
+        return math.ceil(self.config.num_frames / self.config.log_every)
+
+    def opening(self) -> str:
+        """Return what is learned, and how."""
+        config, actions = self.config, self.world.actions
+        kind = f"{actions.size} actions" if actions.discrete else f"{actions.size} continuous actions"
+        return (
+            f"env    {config.env}: {self.world.num_inputs} numbers seen, {kind}; {config.num_envs} at once\n"
+            f"agent  {config.algorithm}: {ALGORITHMS[config.algorithm].what}"
+        )
+
+    def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> str:
+        """Return the line of progress."""
+        parts = [f"frames {min(step * self.config.log_every, self.config.num_frames):,}"]
+        for key, name in (("greedy", "greedy"), ("episode", "training")):
+            if f"{key}/return" in metrics:
+                low, high = metrics.get(f"{key}/low"), metrics.get(f"{key}/high")
+                spread = f" [{low:.1f}, {high:.1f}]" if low is not None and high is not None else ""
+                parts.append(f"{name} {metrics[f'{key}/return']:.1f}{spread}")
+        if "entropy" in metrics:
+            parts.append(f"entropy {metrics['entropy']:.3f}")
+        if "frames_per_second" in metrics:
+            parts.append(f"frames/s {metrics['frames_per_second']:,.0f}")
+        if math.isfinite(seconds_left):
+            parts.append(f"{duration(seconds_left)} left")
+        return "  ".join(parts)
+
+    def before(self) -> dict[str, float]:
+        """Measure the untrained policy."""
+        return self._measure() if self.config.eval_every else {}
+
+    def advance(self, run: RunFolder, log: Log) -> dict[str, float]:
+        """Live and learn until the next line of metrics is due."""
+        config = self.config
+        began, before = time.perf_counter(), self.agent.num_frames
+        self.step += 1
+        values = self.agent.advance(min(self.step * config.log_every, config.num_frames))
+        seconds = time.perf_counter() - began
+        values |= {
+            "num_frames": float(self.agent.num_frames),
+            "step_time": seconds,
+            "frames_per_second": (self.agent.num_frames - before) / seconds,
+            **_episodes(self.agent.drain()),
+        }
+        if self._due(config.eval_every) or self.step == self.num_steps:
+            values |= self._measure()
+            values["time/evaluate"] = time.perf_counter() - began - seconds
+        return values
+
+    def check(self, run: RunFolder) -> None:
+        """A control run goes on whatever its metrics say."""
+
+    def save_due(self) -> bool:
+        """Return whether a checkpoint belongs after the present step."""
+        return self._due(self.config.checkpoint_every) or self.step == self.num_steps
+
+    def save(self, run: RunFolder) -> Path:
+        """Write a checkpoint of the present step."""
+
+        def write(path: Path) -> None:
+            checkpoint.save_tensors(self.agent.state(), path / STATE)
+
+        return checkpoint.save(run.checkpoints, self.step, write, {}, keep=self.config.keep_checkpoints)
+
+    def resume(self, found: Checkpoint) -> None:
+        """Stand where the checkpoint was taken."""
+        self.step = found.step
+        self.agent.restore(load_file(found.path / STATE))
+
+    def finish(self, run: RunFolder) -> tuple[dict[str, Any], str]:
+        """Return the summary and the closing lines."""
+        last = next(line for line in reversed(run.read_metrics()) if "greedy/return" in line)
+        after = {key: value for key, value in last.items() if key.startswith("greedy/")}
+        greedy = Interval(*(after.get(f"greedy/{k}", math.nan) for k in ("return", "low", "high")))
+        closing = (
+            f"done. {self.config.eval_episodes} greedy episodes: return {greedy.mean:.1f} "
+            f"[{greedy.low:.1f}, {greedy.high:.1f}]\nwatch it: gradhat watch {run.path}"
+        )
+        summary = {"num_frames": self.agent.num_frames, "episodes": self.config.eval_episodes, "after": after}
+        return summary, closing
+
+    def close(self) -> None:
+        """Free the environments."""
+        self.agent.close()
+        self.judge.close()
+
+    def _due(self, every: int) -> bool:
+        """Return whether a multiple of `every` frames lies in the present step."""
+        return (
+            every > 0
+            and (self.step * self.config.log_every) // every
+            > ((self.step - 1) * self.config.log_every) // every
+        )
+
+    def _measure(self) -> dict[str, float]:
+        seed = derive(self.config.seed, "greedy", self.step)
+        return evaluate.summary(
+            evaluate.returns(self.judge, self.agent.greedy(), self.config.eval_episodes, seed)
+        )
+
+
+def prepare(config: ControlConfig) -> Session:
+    """Make the world and the agent of `config`. Writes nothing.
+
+    ConfigError for an environment that is not there, and for actions that the algorithm cannot choose.
+    """
+    check(config)
+    torch.set_num_threads(config.num_threads)
+    world = gym.make(spec(config))
+    check_actions(config, world)
+    return Session(config, world, ALGORITHMS[config.algorithm].make(config, world), judge(config))
+
+
+def spec(config: ControlConfig) -> GymSpec:
+    """Return the environments that the config names."""
+    return GymSpec(
+        env=config.env,
+        num_envs=config.num_envs,
+        vectorization=config.vectorization,
+        kwargs=env_kwargs(config),
+    )
+
+
+def judge(config: ControlConfig) -> World:
+    """Return the environments of greedy measurements: each plays as many of the episodes."""
+    most = min(MOST_ENVS, config.eval_episodes)
+    num_envs = next(n for n in range(most, 0, -1) if config.eval_episodes % n == 0)
+    return gym.make(replace(spec(config), num_envs=num_envs, vectorization="auto"))
+
+
+def check_actions(config: ControlConfig, world: World) -> None:
+    """ConfigError names the algorithms that can serve the world's actions."""
+    row, discrete = ALGORITHMS[config.algorithm], world.actions.discrete
+    if (row.discrete and discrete) or (row.continuous and not discrete):
+        return
+    can = [name for name, r in ALGORITHMS.items() if (r.discrete if discrete else r.continuous)]
+    kind = f"a choice of {world.actions.size}" if discrete else f"vectors of {world.actions.size} numbers"
+    raise ConfigError(
+        f"{config.algorithm} in {config.env}: its actions are {kind}, which it cannot choose. "
+        f"Use one of {', '.join(can)}."
+    )
+
+
+def _episodes(finished: list[Episode]) -> dict[str, float]:
+    if not finished:
+        return {}
+    interval = mean_interval([episode.ret for episode in finished])
+    metrics = {
+        "episode/return": interval.mean,
+        "episode/length": sum(episode.length for episode in finished) / len(finished),
+        "num_episodes": float(len(finished)),
+    }
+    if len(finished) > 1:
+        metrics |= {"episode/low": interval.low, "episode/high": interval.high}
+    return metrics
