@@ -2,15 +2,17 @@
 
 import difflib
 from dataclasses import fields, is_dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gradhat.errors import ConfigError
 
 F = TypeVar("F")
 
 
-def parse(default: F, argv: list[str], *, prog: str, description: str) -> F:
+def parse(default: F, argv: list[str], *, prog: str, description: str, kind: Any = None) -> F:
     """Return `default` with the flags of `argv` applied. A dataclass inside it gives flags of its own.
+
+    `kind` is the type of `default` where its class leaves one open, such as Launch[TrainConfig].
 
     ConfigError for a flag that no field has, listing the known ones. A value of the wrong type ends the
     command with exit code 2 and says which.
@@ -18,7 +20,7 @@ def parse(default: F, argv: list[str], *, prog: str, description: str) -> F:
     import tyro
 
     flags, rest = tyro.cli(
-        type(default),
+        kind or type(default),
         prog=prog,
         description=description,
         args=argv,

@@ -37,7 +37,8 @@ def main(argv: list[str]) -> int:
 def find() -> dict[str, Recipe]:
     """Return the recipes of the package `gradhat.recipes` by name."""
     modules = sorted(module.name for module in pkgutil.iter_modules(gradhat.recipes.__path__))
-    return {name: getattr(import_module(f"gradhat.recipes.{name}"), name) for name in modules}
+    found = {name: getattr(import_module(f"gradhat.recipes.{name}"), name, None) for name in modules}
+    return {name: recipe for name, recipe in found.items() if recipe is not None}
 
 
 def get(name: str) -> TrainConfig:

@@ -1,28 +1,36 @@
-"""`gradhat train`: from a recipe, from flags alone, or on from where a run stopped."""
+"""`gradhat train`: from a recipe, an algorithm, or flags alone; or on from where a run stopped."""
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from gradhat.cli import recipes
-from gradhat.cli.flags import parse
+from gradhat.cli.flags import near, parse
 from gradhat.errors import ConfigError, RunError
 from gradhat.training.run_folder import RunFolder
-from gradhat.training.text.config import TrainConfig, check, differences, read, to_json
+
+if TYPE_CHECKING:
+    from gradhat.training.loop import Session
 
 DESCRIPTION = """gradhat train RECIPE [FLAGS]: run a recipe, with the flags in place of its own settings.
 
-gradhat train --task my_task.py:MyTask [FLAGS]: train on a task of your own.
+gradhat train --task my_task.py:MyTask [FLAGS]: train a language model on a task of your own.
 
-gradhat train --resume RUN: go on with a stopped run, or with --num-steps MORE a finished one."""
+gradhat train ALGORITHM --env ID [FLAGS]: ppo, dqn and others in any Gymnasium environment.
+
+gradhat train --resume RUN: go on with a stopped run, or with more steps or frames a finished one."""
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
-class Launch:
+class Launch(Generic[C]):
     """What to train and where."""
 
-    config: TrainConfig
+    config: C
     out: Path | None = None
     """The run folder to make. None makes runs/NAME-DATE-TIME."""
     resume: Path | None = None
@@ -31,52 +39,143 @@ class Launch:
     """Print the resolved config as JSON and stop."""
 
 
+@dataclass(frozen=True)
+class Kind(Generic[C]):
+    """How one kind of run is configured and made."""
+
+    launch: Any
+    """The type whose fields are the flags."""
+    read: Callable[[Path], C]
+    """The config of a run folder."""
+    ready: Callable[[C], C]
+    """Checks a config and makes it independent of the present folder."""
+    to_json: Callable[[C], dict[str, Any]]
+    differences: Callable[[C, C], list[str]]
+    longer: str
+    """The setting that may be larger where a run goes on."""
+    prepare: Callable[[C], "Session"]
+
+
 def main(argv: list[str]) -> int:
     """Train, and return the exit code: 0 when finished, 130 when Ctrl-C stopped it."""
-    recipe, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
-    launch = _parse(Launch(recipes.get(recipe) if recipe else TrainConfig()), recipe, flags)
-    if launch.resume is not None and recipe is None:
-        launch = _parse(Launch(read(launch.resume)), recipe, flags)
-    launch = replace(launch, config=_absolute(launch.config))
-    check(launch.config)
+    name, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+    resumed = _value_of("--resume", flags)
+    kind, config = _resumed(Path(resumed)) if resumed and name is None else _named(name, flags)
+    prog = f"gradhat train {name or ''}".rstrip()
+    launch = parse(Launch(config), flags, prog=prog, description=DESCRIPTION, kind=kind.launch)
+    launch = replace(launch, config=kind.ready(launch.config))
     if launch.dry_run:
-        print(json.dumps(to_json(launch.config), indent=2))
+        print(json.dumps(kind.to_json(launch.config), indent=2))
         return 0
-    return _run(launch, recipe or "run")
+    return _run(kind, launch, name or "run")
 
 
-def _parse(default: Launch, recipe: str | None, flags: list[str]) -> Launch:
-    return parse(default, flags, prog=f"gradhat train {recipe or ''}".rstrip(), description=DESCRIPTION)
+def _named(name: str | None, flags: list[str]) -> tuple[Kind[Any], Any]:
+    """Return what a first word means, and the config it starts from."""
+    if name is None:
+        from gradhat.training.text.config import TrainConfig
+
+        return _text(), TrainConfig()
+    found = recipes.find()
+    if name in found:
+        return _text(), found[name]()
+    from gradhat.recipes.tuned import control
+    from gradhat.training.control.algorithms import ALGORITHMS
+
+    if name not in ALGORITHMS:
+        known = [*found, *ALGORITHMS]
+        raise ConfigError(
+            f"gradhat train {name}: no such recipe or algorithm.{near(name, known)} "
+            f"Recipes: {', '.join(found)}. Algorithms: {', '.join(ALGORITHMS)}."
+        )
+    config = control(name, _value_of("--env", flags) or "CartPole-v1")
+    return _control(type(config.learning)), config
 
 
-def _run(launch: Launch, name: str) -> int:
+def _resumed(path: Path) -> tuple[Kind[Any], Any]:
+    values = RunFolder(path).config()
+    if "learning" not in values:
+        kind = _text()
+        return kind, kind.read(path)
+    from gradhat.training.control.algorithms import read
+
+    config = read(path)
+    return _control(type(config.learning)), config
+
+
+def _text() -> Kind[Any]:
+    from gradhat.training.text import config as text
+
+    def ready(config: text.TrainConfig) -> text.TrainConfig:
+        config = _absolute(config)
+        text.check(config)
+        return config
+
+    def prepare(config: text.TrainConfig) -> "Session":
+        from gradhat.training.text.session import prepare
+
+        return prepare(config)
+
+    return Kind(
+        Launch[text.TrainConfig], text.read, ready, text.to_json, text.differences, "num_steps", prepare
+    )
+
+
+def _control(learning: type) -> Kind[Any]:
+    from gradhat.training.control import algorithms, config, session
+
+    def ready(found: config.ControlConfig[Any]) -> config.ControlConfig[Any]:
+        config.check(found)
+        return found
+
+    return Kind(
+        Launch[config.ControlConfig[learning]],
+        algorithms.read,
+        ready,
+        config.to_json,
+        config.differences,
+        "num_frames",
+        session.prepare,
+    )
+
+
+def _run(kind: Kind[Any], launch: Launch[Any], name: str) -> int:
     from gradhat.training.loop import train
-    from gradhat.training.text.session import prepare
 
     if launch.resume is not None:
-        _check_resume(launch, launch.resume)
+        _check_resume(kind, launch, launch.resume)
         with RunFolder.open(launch.resume) as run:
-            run.write_json("config.json", to_json(launch.config))
-            return train(run, prepare(launch.config))
-    # The folder comes last: a task or a model that cannot be used leaves none behind.
-    session = prepare(launch.config)
+            run.write_json("config.json", kind.to_json(launch.config))
+            return _closed(train, run, kind.prepare(launch.config))
+    # The folder comes last: a task, a model or an environment that cannot be used leaves none behind.
+    session = kind.prepare(launch.config)
     out = launch.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with RunFolder.create(out, to_json(launch.config)) as run:
+    with RunFolder.create(out, kind.to_json(launch.config)) as run:
+        return _closed(train, run, session)
+
+
+def _closed(train: "Callable[[RunFolder, Session], int]", run: RunFolder, session: "Session") -> int:
+    """Train; free what the session holds, however it ends."""
+    try:
         return train(run, session)
+    finally:
+        session.close()
 
 
-def _check_resume(launch: Launch, path: Path) -> None:
+def _check_resume(kind: Kind[Any], launch: Launch[Any], path: Path) -> None:
     """RunError names the settings in which the run to go on with was started differently."""
     if launch.out is not None:
         raise ConfigError(
             f"--resume {path} with --out {launch.out}: a resumed run stays in its folder. Drop --out."
         )
-    here, there = launch.config, read(path)
-    # More steps are the one change that leaves what was done as it was.
-    changed = differences(here, replace(there, num_steps=max(here.num_steps, there.num_steps)))
+    here, there = launch.config, kind.read(path)
+    # More of the same is the one change that leaves what was done as it was.
+    longer = max(getattr(here, kind.longer), getattr(there, kind.longer))
+    changed = kind.differences(here, replace(there, **{kind.longer: longer}))
     if changed:
+        mine, theirs = kind.to_json(here), kind.to_json(there)
         found = ", ".join(
-            f"{name} is {getattr(there, name)!r} there and {getattr(here, name)!r} here" for name in changed
+            f"{name} is {_find(name, theirs)!r} there and {_find(name, mine)!r} here" for name in changed
         )
         raise RunError(
             f"resume {path}: it was started with another config: {found}. "
@@ -84,7 +183,25 @@ def _check_resume(launch: Launch, path: Path) -> None:
         )
 
 
-def _absolute(config: TrainConfig) -> TrainConfig:
+def _find(name: str, values: dict[str, Any]) -> Any:
+    """Return the value of a setting, which may lie in a part of its own."""
+    if name in values:
+        return values[name]
+    found = (_find(name, part) for part in values.values() if isinstance(part, dict))
+    return next((value for value in found if value is not None), None)
+
+
+def _value_of(flag: str, flags: list[str]) -> str | None:
+    """Return what follows `flag`, as the flags will be parsed later."""
+    for word, following in zip(flags, [*flags[1:], None], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _absolute(config: Any) -> Any:
     """Name task and model files from the root, so that the config can be launched from any folder."""
     from gradhat.policies.language.alias import ALIASES
 

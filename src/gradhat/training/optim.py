@@ -139,11 +139,11 @@ class SmallAdam:
     def step(self) -> Step:
         """Clip, step, clear."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))) if grads else 0.0
+        norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
         skipped = not math.isfinite(norm)
         if not skipped:
             if norm > self.max_grad_norm:
-                torch._foreach_mul_(grads, self.max_grad_norm / (norm + CLIP_EPS))
+                torch._foreach_mul_(grads, self.max_grad_norm / (norm + CLIP_EPS))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
             self.optimizer.param_groups[0]["lr"] = self.lr
             self.optimizer.step()
         for parameter in self.parameters:

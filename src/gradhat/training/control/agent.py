@@ -1,8 +1,10 @@
 """What learns in a control run: an algorithm's page with its world, its policy and its memory."""
 
+import json
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from gradhat.rollouts.vector import Episode
@@ -60,3 +62,24 @@ class Means:
     def take(self) -> dict[str, float]:
         """Return the mean of each."""
         return {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+
+
+def joined(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of several states under names of their own."""
+    return {f"{name}/{key}": tensor for name, found in parts.items() for key, tensor in found.items()}
+
+
+def part(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return what `joined` was given as `name`."""
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
+
+
+def packed(values: dict[str, Any]) -> Tensor:
+    """Return plain values as bytes, uint8 `[N]`."""
+    return torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8)
+
+
+def unpacked(tensor: Tensor) -> dict[str, Any]:
+    """Return what `packed` was given."""
+    return json.loads(tensor.numpy().tobytes())

@@ -6,21 +6,27 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from gradhat.errors import ConfigError
 
 D = TypeVar("D")
 
 
+class Learning(Protocol):
+    """The settings of an algorithm: a dataclass, whose class carries the name of the algorithm."""
+
+    name: ClassVar[str]
+
+
+L = TypeVar("L", bound=Learning)
+
+
 @dataclass(frozen=True)
-class ControlConfig:
+class ControlConfig(Generic[L]):
     """Everything that decides the course of a run: two runs of one config on one machine are equal."""
 
-    algorithm: str
-    """A row of the table in training/control/algorithms.py."""
-    learning: Any
-    """The settings of the algorithm: a dataclass."""
+    learning: L
     env: str = "CartPole-v1"
     """Gymnasium's id, or zoo:NAME for a world of the zoo."""
     env_args: tuple[str, ...] = ()
@@ -48,26 +54,31 @@ class ControlConfig:
     num_threads: int = 1
     """Threads of the tensor library. Small networks are fastest with one."""
 
+    @property
+    def algorithm(self) -> str:
+        """The row in the table of training/control/algorithms.py."""
+        return self.learning.name
 
-def to_json(config: ControlConfig) -> dict[str, Any]:
+
+def to_json(config: ControlConfig[Any]) -> dict[str, Any]:
     """Return `config` as plain values: the content of a run's config.json."""
-    return _plain(asdict(config))
+    return {"algorithm": config.algorithm, **_plain(asdict(config))}
 
 
-def from_json(values: Mapping[str, Any], default: ControlConfig, origin: str) -> ControlConfig:
+def from_json(values: Mapping[str, Any], default: ControlConfig[L], origin: str) -> ControlConfig[L]:
     """Return the config that `to_json` wrote. `default` is one of the same algorithm.
 
     A key that it does not know is a ConfigError that names `origin`.
     """
-    return _filled(default, values, origin)
+    return _filled(default, {key: v for key, v in values.items() if key != "algorithm"}, origin)
 
 
-def differences(mine: ControlConfig, theirs: ControlConfig) -> list[str]:
+def differences(mine: ControlConfig[Any], theirs: ControlConfig[Any]) -> list[str]:
     """Return the names of the settings in which two configs differ."""
     return _different(to_json(mine), to_json(theirs))
 
 
-def env_kwargs(config: ControlConfig) -> dict[str, Any]:
+def env_kwargs(config: ControlConfig[Any]) -> dict[str, Any]:
     """Return the arguments of the environment. ConfigError for one that is not NAME=VALUE."""
     found: dict[str, Any] = {}
     for text in config.env_args:
@@ -83,7 +94,7 @@ def env_kwargs(config: ControlConfig) -> dict[str, Any]:
 COUNTS = ("num_envs", "num_frames", "log_every", "eval_episodes", "checkpoint_every", "keep_checkpoints")
 
 
-def check(config: ControlConfig) -> None:
+def check(config: ControlConfig[Any]) -> None:
     """Raise ConfigError for a setting out of range."""
     for name in COUNTS:
         if getattr(config, name) < 1:

@@ -10,7 +10,7 @@ from gradhat.envs.gym import World
 from gradhat.policies.mlp import ActorCritic, MLPPolicy
 from gradhat.rollouts.normalize import normalise
 from gradhat.rollouts.vector import Collector, Episode
-from gradhat.training.control.agent import Greedy, Means
+from gradhat.training.control.agent import Greedy, Means, joined, part
 from gradhat.training.optim import SmallAdam
 from gradhat.training.seed import derive
 from gradhat.trajectories import Trajectories
@@ -108,24 +108,18 @@ class OnPolicyAgent:
         return self.collector.drain()
 
     def state(self) -> dict[str, Tensor]:
-        parts = {
-            "weights": self.module.state_dict(),
-            "optimizer": self.optimizer.state(),
-            "collector": self.collector.state(),
-            "memory": self.memory,
-        }
-        tensors = {f"{part}/{name}": t for part, found in parts.items() for name, t in found.items()}
-        return tensors | {"generator": self.generator.get_state(), "version": torch.tensor(self.version)}
+        return joined(
+            weights=self.module.state_dict(),
+            optimizer=self.optimizer.state(),
+            collector=self.collector.state(),
+            memory=self.memory,
+        ) | {"generator": self.generator.get_state(), "version": torch.tensor(self.version)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        def part(name: str) -> dict[str, Tensor]:
-            prefix = f"{name}/"
-            return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
-
-        self.module.load_state_dict(part("weights"))
-        self.optimizer.restore(part("optimizer"))
-        self.collector.restore(part("collector"))
-        self.memory = part("memory")
+        self.module.load_state_dict(part(state, "weights"))
+        self.optimizer.restore(part(state, "optimizer"))
+        self.collector.restore(part(state, "collector"))
+        self.memory = part(state, "memory")
         self.generator.set_state(state["generator"])
         self.version = int(state["version"])
 

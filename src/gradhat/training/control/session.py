@@ -10,17 +10,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from gradhat.envs import gym
-from gradhat.envs.gym import GymSpec, World
-from gradhat.errors import ConfigError
+from gradhat.envs.gym import World
 from gradhat.intervals import Interval, mean_interval
 from gradhat.rollouts.vector import Episode
 from gradhat.training import checkpoint
 from gradhat.training.checkpoint import Checkpoint
-from gradhat.training.control import evaluate
+from gradhat.training.control import evaluate, worlds
 from gradhat.training.control.agent import Agent
-from gradhat.training.control.algorithms import ALGORITHMS
-from gradhat.training.control.config import ControlConfig, check, env_kwargs
+from gradhat.training.control.algorithms import ALGORITHMS, check_actions
+from gradhat.training.control.config import ControlConfig, check
 from gradhat.training.log import Log, duration
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.seed import derive
@@ -35,7 +33,7 @@ class Session:
 
     longer = "--num-frames"
 
-    def __init__(self, config: ControlConfig, world: World, agent: Agent, judge: World) -> None:
+    def __init__(self, config: ControlConfig[Any], world: World, agent: Agent, judge: World) -> None:
         self.config, self.world, self.agent, self.judge = config, world, agent, judge
         self.step = 0
 
@@ -143,46 +141,23 @@ class Session:
         )
 
 
-def prepare(config: ControlConfig) -> Session:
+def prepare(config: ControlConfig[Any]) -> Session:
     """Make the world and the agent of `config`. Writes nothing.
 
     ConfigError for an environment that is not there, and for actions that the algorithm cannot choose.
     """
     check(config)
     torch.set_num_threads(config.num_threads)
-    world = gym.make(spec(config))
+    world = worlds.make(config, config.num_envs)
     check_actions(config, world)
     return Session(config, world, ALGORITHMS[config.algorithm].make(config, world), judge(config))
 
 
-def spec(config: ControlConfig) -> GymSpec:
-    """Return the environments that the config names."""
-    return GymSpec(
-        env=config.env,
-        num_envs=config.num_envs,
-        vectorization=config.vectorization,
-        kwargs=env_kwargs(config),
-    )
-
-
-def judge(config: ControlConfig) -> World:
+def judge(config: ControlConfig[Any]) -> World:
     """Return the environments of greedy measurements: each plays as many of the episodes."""
     most = min(MOST_ENVS, config.eval_episodes)
     num_envs = next(n for n in range(most, 0, -1) if config.eval_episodes % n == 0)
-    return gym.make(replace(spec(config), num_envs=num_envs, vectorization="auto"))
-
-
-def check_actions(config: ControlConfig, world: World) -> None:
-    """ConfigError names the algorithms that can serve the world's actions."""
-    row, discrete = ALGORITHMS[config.algorithm], world.actions.discrete
-    if (row.discrete and discrete) or (row.continuous and not discrete):
-        return
-    can = [name for name, r in ALGORITHMS.items() if (r.discrete if discrete else r.continuous)]
-    kind = f"a choice of {world.actions.size}" if discrete else f"vectors of {world.actions.size} numbers"
-    raise ConfigError(
-        f"{config.algorithm} in {config.env}: its actions are {kind}, which it cannot choose. "
-        f"Use one of {', '.join(can)}."
-    )
+    return worlds.make(replace(config, vectorization="auto"), num_envs)
 
 
 def _episodes(finished: list[Episode]) -> dict[str, float]:

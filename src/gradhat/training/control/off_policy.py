@@ -1,0 +1,148 @@
+"""Agents that learn from a memory of what they lived: DQN, DDPG, TD3, SAC."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradhat.algorithms import off_policy
+from gradhat.algorithms.off_policy import Update
+from gradhat.envs.gym import World
+from gradhat.policies.policy import Actor
+from gradhat.rollouts.replay import Replay
+from gradhat.rollouts.vector import Collector, Episode
+from gradhat.training.control.agent import Greedy, Means, joined, packed, part, unpacked
+from gradhat.training.seed import derive
+from gradhat.trajectories import Transitions
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How experience is stored and drawn, and how often it is learned from."""
+
+    capacity: int = 100_000
+    """Steps that are kept. The memory for them is asked of the machine before the run begins."""
+    first_frames: int = 1_000
+    """Frames before the first update."""
+    num_steps: int = 4
+    """Steps of every environment between two rounds of updates."""
+    num_updates: int = 4
+    """Gradient steps of a round."""
+    batch_size: int = 64
+    """Transitions of an update."""
+    lr_end: float | None = None
+    """The learning rate after the last frame; it goes there in a straight line. None keeps it as it is."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an algorithm's page brings. `state` is what its updates change."""
+
+    state: Any
+    actor: Callable[[int], Actor]
+    """Frames so far → who acts next."""
+    greedy: Greedy
+    update: Callable[[Transitions], Update]
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    lr: float
+    gamma: float
+    n_step: int
+    alpha: float | None = None
+    beta: float = 0.4
+    """Goes to 1 in a straight line."""
+
+
+class OffPolicyAgent:
+    """Live a few steps, store them, learn from what is drawn."""
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        memory: Memory,
+        parts: Parts,
+        generator: torch.Generator,
+        seed: int,
+        last_frame: int,
+    ) -> None:
+        self.memory, self.parts, self.generator, self.last_frame = memory, parts, generator, last_frame
+        self.collector = Collector(world, seed=derive(seed, "world"))
+        self.draws = np.random.default_rng(derive(seed, "replay"))
+        self.replay = Replay(
+            memory.capacity,
+            world.num_envs,
+            (world.num_inputs,),
+            () if world.actions.discrete else (world.actions.size,),
+            action_dtype=np.int64 if world.actions.discrete else np.float32,
+            gamma=parts.gamma,
+            n_step=parts.n_step,
+            alpha=parts.alpha,
+        )
+        self.version = 0
+        """Rounds of updates."""
+
+    @property
+    def num_frames(self) -> int:
+        return self.collector.num_frames
+
+    def advance(self, num_frames: int) -> dict[str, float]:
+        means = Means()
+        while self.num_frames < num_frames:
+            actor = self.parts.actor(self.num_frames)
+            lived = self.collector.collect(actor, self.memory.num_steps, self.generator, self.version)
+            self.replay.add(lived)
+            if self.num_frames >= self.memory.first_frames:
+                self._learn(means)
+        return means.take()
+
+    def _learn(self, means: Means) -> None:
+        share = min(1.0, self.num_frames / self.last_frame)
+        self._anneal(share)
+        beta = self.parts.beta + (1 - self.parts.beta) * share
+        for _ in range(self.memory.num_updates):
+            batch = self.replay.sample(self.memory.batch_size, self.draws, beta=beta)
+            update = self.parts.update(batch)
+            if self.parts.alpha is not None:
+                self.replay.prioritise(batch.index, update.td_errors)
+            means.add(update.metrics)
+        self.version += 1
+
+    def _anneal(self, share: float) -> None:
+        end = self.memory.lr_end
+        if end is not None:
+            for optimizer in self.parts.optimizers:
+                optimizer.param_groups[0]["lr"] = self.parts.lr + (end - self.parts.lr) * share
+
+    def greedy(self) -> Greedy:
+        return self.parts.greedy
+
+    def drain(self) -> list[Episode]:
+        return self.collector.drain()
+
+    def state(self) -> dict[str, Tensor]:
+        replay = self.replay.state()
+        stored = {name: value for name, value in replay.items() if isinstance(value, Tensor)}
+        plain = {name: value for name, value in replay.items() if name not in stored}
+        return joined(
+            algorithm=off_policy.tensors(self.parts.state), collector=self.collector.state(), replay=stored
+        ) | {
+            "generator": self.generator.get_state(),
+            "plain": packed(
+                {"replay": plain, "draws": self.draws.bit_generator.state, "version": self.version}
+            ),
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        plain = unpacked(state["plain"])
+        off_policy.load(self.parts.state, part(state, "algorithm"))
+        self.collector.restore(part(state, "collector"))
+        self.replay.restore({**part(state, "replay"), **plain["replay"]})
+        self.generator.set_state(state["generator"])
+        self.draws.bit_generator.state = plain["draws"]
+        self.version = plain["version"]
+
+    def close(self) -> None:
+        self.collector.world.close()

@@ -1,0 +1,44 @@
+"""From the settings of a run to its worlds: Gymnasium's, or the zoo's."""
+
+from dataclasses import replace
+from typing import Any
+
+from gradhat.envs import gym
+from gradhat.envs.gym import World
+from gradhat.envs.gym_vector import GymSpec
+from gradhat.envs.tabular import TabularVectorEnv
+from gradhat.envs.toy_text import tables
+from gradhat.errors import ConfigError
+from gradhat.exact.mdp import TabularMDP
+from gradhat.exact.zoo import ZOO
+from gradhat.training.control.config import ControlConfig, env_kwargs
+
+ZOO_PREFIX = "zoo:"
+
+
+def make(config: ControlConfig[Any], num_envs: int) -> World:
+    """Return `num_envs` of the environments that the config names."""
+    if config.env.startswith(ZOO_PREFIX):
+        return World(TabularVectorEnv(_of_zoo(config), num_envs), config.env)
+    return gym.make(
+        GymSpec(
+            env=config.env,
+            num_envs=num_envs,
+            vectorization=config.vectorization,
+            kwargs=env_kwargs(config),
+        )
+    )
+
+
+def exact(config: ControlConfig[Any], gamma: float) -> TabularMDP:
+    """Return the tables of the world, with the discount of the algorithm. ConfigError without."""
+    if config.env.startswith(ZOO_PREFIX):
+        return replace(_of_zoo(config), gamma=gamma)
+    return tables(config.env, env_kwargs(config), gamma=gamma, limited=False)
+
+
+def _of_zoo(config: ControlConfig[Any]) -> TabularMDP:
+    name = config.env.removeprefix(ZOO_PREFIX)
+    if name not in ZOO:
+        raise ConfigError(f"--env {config.env}: found no such world in the zoo. Known: {', '.join(ZOO)}.")
+    return ZOO[name]()

@@ -1,0 +1,160 @@
+"""What runs left behind: their settings, their curves and their final numbers. Reads folders, writes nothing."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from gradhat.errors import RunError
+from gradhat.training.grid import flat
+from gradhat.training.run_folder import RunFolder, is_run
+
+LAST = 0.1
+"""The part of a run over which the training average is taken."""
+
+Axis = Literal["frames", "steps", "time"]
+
+
+class Kind(NamedTuple):
+    """What runs of one kind are judged by."""
+
+    name: str
+    score: str
+    """The metric of the finished policy."""
+    training: str
+    """The metric of the policy while it explores."""
+    rate: str
+    """The metric of speed."""
+    unit: str
+    """What is counted by `rate`."""
+    length: str
+    """The setting that says how long the run is."""
+    done: str
+    """The metric that says how much of it is done."""
+    place: str
+    """The setting that says where it is trained: numbers of different places cannot be averaged."""
+    form: str
+    """How numbers of `score` are written."""
+
+
+CONTROL = Kind(
+    "control",
+    "greedy/return",
+    "episode/return",
+    "frames_per_second",
+    "frames",
+    "num_frames",
+    "num_frames",
+    "env",
+    ".1f",
+)
+TEXT = Kind(
+    "text",
+    "held_out/accuracy",
+    "reward",
+    "tokens_per_second",
+    "tokens",
+    "num_steps",
+    "step",
+    "task",
+    ".3f",
+)
+
+
+class Run(NamedTuple):
+    """One run folder."""
+
+    path: Path
+    settings: dict[str, Any]
+    """By whole names, such as learning.network.lr."""
+    kind: Kind
+    lines: list[dict[str, Any]]
+    """The lines of metrics.jsonl."""
+    summary: dict[str, Any] | None
+    """None while it is not finished."""
+
+
+class Outcome(NamedTuple):
+    """The final numbers of a run; NaN for one that was not measured."""
+
+    score: float
+    training: float
+    """Mean over the last tenth of the run."""
+    rate: float
+    """Per second of training, measurements not counted."""
+
+
+def kind_of(config: Mapping[str, Any]) -> Kind:
+    """Return the kind of run that a config is of."""
+    return CONTROL if "env" in config else TEXT
+
+
+def read(path: Path) -> Run:
+    """Read the run at `path`. RunError when it is none or has no metrics yet."""
+    folder = RunFolder(path)
+    config, lines = folder.config(), folder.read_metrics()
+    if not lines:
+        raise RunError(
+            f"read the metrics of {path}: found none: the run has not begun. Train on first: "
+            f"gradhat train --resume {path}"
+        )
+    summary = folder.read_json("summary.json") if finished(path) else None
+    return Run(path, flat(config), kind_of(config), lines, summary)
+
+
+def finished(path: Path) -> bool:
+    """Return whether the run at `path` came to its end."""
+    return (path / "summary.json").exists()
+
+
+def find(path: Path) -> list[Path]:
+    """Return the run folder `path` itself, or those in it. RunError when there is none."""
+    if is_run(path):
+        return [path]
+    found = sorted(p for p in path.iterdir() if is_run(p)) if path.is_dir() else []
+    if not found:
+        raise RunError(f"find runs in {path}: found none. Name a run folder, or a folder of them.")
+    return found
+
+
+def outcome(run: Run) -> Outcome:
+    """Return the final numbers of a run."""
+    after = (run.summary or {}).get("after", {})
+    steps = [line for line in run.lines if line["step"] > 0]
+    last = [line for line in steps if line["step"] > (1 - LAST) * steps[-1]["step"]]
+    # A line holds the mean over the episodes that ended in it.
+    training = _mean([(line.get(run.kind.training), line.get("num_episodes", 1.0)) for line in last])
+    rate = _mean([(line.get(run.kind.rate), line.get("step_time")) for line in steps])
+    return Outcome(after.get(run.kind.score, math.nan), training, rate)
+
+
+def _mean(weighted: Sequence[tuple[float | None, float | None]]) -> float:
+    """Return the weighted mean of what was measured."""
+    known = [(value, weight) for value, weight in weighted if value is not None and weight is not None]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total else math.nan
+
+
+def curve(run: Run, x: Axis, y: str) -> tuple[list[float], list[float]]:
+    """Return where the metric `y` was measured, and its values there.
+
+    x is frames of the environment, steps (lines of metrics), or seconds of training. Both lists are empty
+    where `y`, or the frames of a run that counts none, were never measured.
+    """
+    xs: list[float] = []
+    ys: list[float] = []
+    seconds = 0.0
+    for line in run.lines:
+        seconds += line.get("step_time") or 0.0
+        start = 0.0 if line["step"] == 0 else None
+        place = {"frames": line.get("num_frames", start), "steps": float(line["step"]), "time": seconds}[x]
+        value = line.get(y)
+        if place is not None and isinstance(value, int | float):
+            xs.append(place)
+            ys.append(float(value))
+    return xs, ys
+
+
+def metrics(run: Run) -> list[str]:
+    """Return the names of all metrics of a run."""
+    return list(dict.fromkeys(key for line in run.lines for key, value in line.items() if value is not None))
