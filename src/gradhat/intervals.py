@@ -48,3 +48,45 @@ def mean_interval(groups: Sequence[float]) -> Interval:
     deviation = math.sqrt(sum((g - mean) ** 2 for g in groups) / (count - 1))
     half = student_t(count - 1) * deviation / math.sqrt(count)
     return Interval(mean, mean - half, mean + half)
+
+
+RESAMPLES = 5000
+"""Bootstrap samples: the ends of an interval then wander by about 2 % of its width."""
+
+
+def interquartile_mean(values: Sequence[float]) -> float:
+    """Return the mean of `values` without the lowest and the highest quarter.
+
+    From each end ⌊n/4⌋ values are left out, as in Agarwal et al. 2021, "Deep Reinforcement Learning at the
+    Edge of the Statistical Precipice", section 4: an outlier moves it less than the mean, and it needs fewer
+    runs than the median.
+    """
+    from scipy.stats import trim_mean
+
+    return float(trim_mean(values, 0.25))
+
+
+def interquartile_interval(strata: Sequence[Sequence[float]], seed: int = 0) -> Interval:
+    """Return the interquartile mean of all values of `strata` (the runs of each task) and its 95 % interval
+    by a stratified bootstrap.
+
+    Every stratum is drawn anew from itself, with replacement and as many as it has, so that tasks of
+    different difficulty add nothing to the spread. The interval lies between the 2.5 % and the 97.5 %
+    quantile (Agarwal et al. 2021, section 4). With fewer than about ten values it is narrower than it should
+    be: five runs hold too few of the outcomes that could have been. A stratum of one cannot be drawn anew:
+    the interval is unbounded.
+    """
+    import numpy as np
+    from scipy.stats import trim_mean
+
+    mean = interquartile_mean([value for values in strata for value in values])
+    if min(map(len, strata)) == 1:
+        return Interval(mean, -math.inf, math.inf)
+    generator = np.random.default_rng(seed)
+    drawn = [
+        np.asarray(values, np.float64)[generator.integers(len(values), size=(RESAMPLES, len(values)))]
+        for values in strata
+    ]
+    means = trim_mean(np.concatenate(drawn, axis=1), 0.25, axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(mean, float(low), float(high))

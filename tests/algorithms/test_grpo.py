@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from toy import LOGITS, REFERENCE, REWARDS, SENTENCES, Recorder, Softmax, Table, batch
 
-from gradhat.algorithms.ascend import Step
-from gradhat.algorithms.grpo import Settings, advantages, beyond_bounds, credit, refer, update
+from gradhat.algorithms.ascend import Step, beyond_bounds
+from gradhat.algorithms.grpo import Settings, advantages, credit, refer, update
 from gradhat.algorithms.grpo_family import FAMILY
 from gradhat.trajectories import Trajectories
 
@@ -168,7 +168,7 @@ def test_only_a_step_pushed_further_out_is_beyond_the_bounds() -> None:
     settings = Settings(length=1, clip_low=0.1, clip_high=0.4)
     ratio = torch.tensor([[0.89, 0.89, 0.91, 1.39, 1.41, 1.41, 0.89, 1.41]])
     adv = torch.tensor([[-1.0, 1.0, -1.0, 1.0, 1.0, -1.0, 0.0, 0.0]])
-    low, high = beyond_bounds(ratio.log(), adv, settings)
+    low, high = beyond_bounds(ratio.log(), adv, low=0.1, high=0.4)
     assert low.nonzero().tolist() == [[0, 0]] and high.nonzero().tolist() == [[0, 4]]
     log_ratio = ratio.log().requires_grad_()
     FAMILY["dr_grpo"].surrogate(log_ratio, adv, settings).sum().backward()

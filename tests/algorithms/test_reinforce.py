@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from onpolicy import generator, random_batch, random_policy
 from torch import Tensor
 from toy import LOGITS, Recorder, Softmax, batch, batches, exact_gradient, expected_gradient, objective
 
 from gradhat.algorithms import grpo
 from gradhat.algorithms.ascend import Optimizer
+from gradhat.algorithms.critic import fit
 from gradhat.algorithms.grpo_family import FAMILY
 from gradhat.algorithms.reinforce import Settings, credit, init, update
 from gradhat.policies.policy import Policy
@@ -70,6 +72,54 @@ def test_decay_one_is_no_baseline() -> None:
     for _ in range(3):
         _, baseline = credit(Settings(decay=1.0), baseline, batch((0, 1), (2, 0), TABLE))
     assert baseline == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("total", [[0.9 + 0.5 * 2.0] * 2, [1.1, 0.0]]),
+        ("to_go", [[0.9 + 0.5 * 2.0, 2.0], [1.1, 0.0]]),
+        ("discounted", [[0.9 + 0.5 * 2.0, 0.5 * 2.0], [1.1, 0.0]]),
+    ],
+)
+def test_each_credit_by_hand(name: str, wanted: list[list[float]]) -> None:
+    settings = Settings(gamma=0.5, credit=name, baseline="none")  # pyright: ignore
+    found, following = credit(settings, 7.0, batch((0, 1), (2, 0), TABLE))
+    assert found.adv is not None and found.targets is not None
+    torch.testing.assert_close(found.adv, torch.tensor(wanted, dtype=F64), rtol=0, atol=1e-12)
+    # Whatever the credit, a critic learns the reward to go; the average is of discounted returns.
+    assert found.targets.tolist() == [[pytest.approx(1.9), 2.0], [1.1, 0.0]]
+    assert following == pytest.approx(0.9 * 7.0 + 0.1 * (1.9 + 1.1) / 2)
+
+
+def test_a_critic_takes_off_what_it_says_and_is_fitted_afterwards() -> None:
+    policy = random_policy(3, 2)
+    drawn = random_batch(policy)
+    whole = replace(drawn, terminated=drawn.mask & False, truncated=drawn.mask & False)
+    settings = Settings(gamma=0.9, baseline="critic")
+    lesson, _ = credit(settings, 0.0, whole, policy)
+    with torch.no_grad():
+        values = policy.evaluate(whole).values
+    assert lesson.adv is not None and lesson.targets is not None and values is not None
+    torch.testing.assert_close(lesson.adv, lesson.targets - values, rtol=0, atol=1e-12)
+    recorder = Recorder(policy.module)
+    update(policy, recorder, lesson)
+    assert all((g == 0).all() for name, g in recorder.gradient.items() if name.startswith("critic"))
+    fitted = fit(policy, recorder, lesson, num_epochs=1, num_minibatches=1, generator=generator())
+    error = lesson.adv[lesson.mask].square().mean().item() / 2
+    assert fitted["diagnostics/value_loss"] == pytest.approx(error)
+
+
+def test_a_row_of_several_episodes_is_refused() -> None:
+    short = batch((0, 1), (2, 0), TABLE)
+    truncated = torch.tensor([[False, False], [False, True]])
+    with pytest.raises(ValueError, match=r"found 2 ends in row 1.*one episode for each row"):
+        credit(Settings(), 0.0, replace(short, truncated=truncated))
+
+
+def test_a_missing_critic_is_named() -> None:
+    with pytest.raises(ValueError, match="baseline=critic: found no critic"):
+        credit(Settings(baseline="critic"), 0.0, batch((0, 1), (2, 0), TABLE))
 
 
 def test_without_memory_it_is_the_row_of_the_group_family() -> None:

@@ -13,6 +13,9 @@ from reading import ROOT, imports, project_files
 
 EXACT = re.compile(r"^[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*$")
 
+PACKAGES = {"PIL": "pillow"}
+"""Import name → package, where they differ."""
+
 
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "_", name).lower()
@@ -37,7 +40,7 @@ def undeclared(files: dict[str, str], core: set[str], optional: set[str]) -> lis
             top = path.split(".")[0]
             if top in sys.stdlib_module_names or top == "gradhat" or normal(top) in core:
                 continue
-            if normal(top) not in optional:
+            if normal(PACKAGES.get(top, top)) not in optional:
                 found.append(f"{file}:{line} imports {top}, which pyproject.toml does not declare")
             elif at_import:
                 found.append(

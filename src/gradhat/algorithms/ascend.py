@@ -15,6 +15,7 @@ from gradhat.trajectories import Trajectories
 
 Objective = Callable[[Evaluation, Trajectories], Tensor]
 """A micro-batch → the part of the objective, to be maximised, that its steps contribute (a scalar)."""
+WHOLE = slice(None)
 
 
 class Step(NamedTuple):
@@ -45,28 +46,44 @@ def ascend(
     as sampled: 0 up to rounding before the first step on a batch, unless the sampler and this forward
     disagree.
     """
-    surrogate, entropy, count = 0.0, 0.0, 0
+    surrogate, entropy = 0.0, 0.0
     gaps: list[Tensor] = []
     for rows in policy.split(trajectories):
-        part = trajectories.select(rows)
+        part = trajectories if rows == WHOLE else trajectories.select(rows)
         evaluation = policy.evaluate(part)
         value = objective(evaluation, part)
-        (-value).backward()
+        value.neg().backward()
         optimizer.accumulate()
-        surrogate += float(value.detach())
-        entropy += float((evaluation.entropy.detach() * part.mask).sum())
-        count += int(part.mask.sum())
+        surrogate += value.item()
+        entropy += (evaluation.entropy.detach() * part.mask).sum().item()
         gaps.append((evaluation.logp.detach() - part.logp)[part.mask])
     step = optimizer.step()
-    gap = torch.cat(gaps)
+    gap = gaps[0] if len(gaps) == 1 else torch.cat(gaps)
     return {
         "diagnostics/surrogate_loss": -surrogate,
-        "entropy": entropy / count,
+        "entropy": entropy / len(gap),
         "grad_norm": step.grad_norm,
         "skipped": float(step.skipped),
-        "sampling/sampling_logp_difference/mean": float(gap.abs().mean()),
-        "sampling/sampling_logp_difference/max": float(gap.abs().max()),
-        "sampling/importance_sampling_ratio/min": float(gap.min().exp()),
-        "sampling/importance_sampling_ratio/mean": float(gap.exp().mean()),
-        "sampling/importance_sampling_ratio/max": float(gap.max().exp()),
+        **agreement(gap),
     }
+
+
+def agreement(gap: Tensor) -> dict[str, float]:
+    """Return `sampling/*` of the gap `[N]` between logp here and logp as sampled, over own steps."""
+    ratio = gap.exp()
+    return {
+        "sampling/sampling_logp_difference/mean": gap.abs().mean().item(),
+        "sampling/sampling_logp_difference/max": gap.abs().max().item(),
+        "sampling/importance_sampling_ratio/min": ratio.min().item(),
+        "sampling/importance_sampling_ratio/mean": ratio.mean().item(),
+        "sampling/importance_sampling_ratio/max": ratio.max().item(),
+    }
+
+
+def beyond_bounds(log_ratio: Tensor, adv: Tensor, *, low: float, high: float) -> Tensor:
+    """Return where a clip stops the gradient, bool `[2, B, T]`: below the lower bound, above the upper one.
+
+    Only the side on which the advantage pushes further out counts: a step that comes back is not held.
+    """
+    ratio = log_ratio.exp().expand_as(adv)
+    return torch.stack([(ratio < 1 - low) & (adv < 0), (ratio > 1 + high) & (adv > 0)])

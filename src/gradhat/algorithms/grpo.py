@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradhat.algorithms.ascend import Optimizer, ascend
+from gradhat.algorithms.ascend import Optimizer, ascend, beyond_bounds
 from gradhat.estimators.kl import in_reward
 from gradhat.policies.policy import Evaluation, Policy
 from gradhat.trajectories import Trajectories
@@ -120,7 +120,8 @@ def update(
     def objective(evaluation: Evaluation, part: Trajectories) -> Tensor:
         assert part.adv is not None
         log_ratio = row.ratio(evaluation.logp, part.logp, part.mask)
-        held.append(beyond_bounds(log_ratio.detach(), part.adv, settings)[:, part.mask])
+        beyond = beyond_bounds(log_ratio.detach(), part.adv, low=settings.clip_low, high=settings.clip_high)
+        held.append(beyond[:, part.mask])
         gain = row.surrogate(log_ratio, part.adv.to(log_ratio.dtype), settings)
         if kl_loss is not None:
             gain = gain - settings.kl_coef * kl_loss(evaluation.logp, _reference(part))
@@ -131,16 +132,6 @@ def update(
     low, high = torch.cat(held, dim=1).double().mean(1).tolist()
     bounds = {"low_mean": low, "high_mean": high, "region_mean": low + high}
     return metrics | {f"clip_ratio/{name}": share for name, share in bounds.items()}
-
-
-def beyond_bounds(log_ratio: Tensor, adv: Tensor, settings: Settings) -> Tensor:
-    """Return where the clip stops the gradient, bool `[2, B, T]`: below the lower bound, above the upper one.
-
-    Only the side on which the advantage pushes further out counts: a step that comes back is not held.
-    """
-    ratio = log_ratio.exp().expand_as(adv)
-    low = (ratio < 1 - settings.clip_low) & (adv < 0)
-    return torch.stack([low, (ratio > 1 + settings.clip_high) & (adv > 0)])
 
 
 def _reference(trajectories: Trajectories) -> Tensor:

@@ -8,6 +8,9 @@ from gradhat.errors import ConfigError, GradhatError
 
 VERBS = {
     "train": ("gradhat.cli.train", "train a model on a task, from a recipe or from flags"),
+    "sweep": ("gradhat.cli.sweep", "train a grid of runs over the cores"),
+    "plot": ("gradhat.cli.plot", "draw learning curves of runs, mean and interval per setting"),
+    "watch": ("gradhat.cli.watch", "film a trained policy"),
     "recipes": ("gradhat.cli.recipes", "list the recipes"),
     "eval": ("gradhat.cli.eval", "measure a run or a model on held-out questions"),
     "chat": ("gradhat.cli.chat", "talk to a run or a model"),

@@ -1,7 +1,7 @@
 """A grid of runs from the words of a command: every flag may have several values.
 
-`--lr 1e-3 3e-4 --seed 0..4` is ten runs. A flag that takes several words at once, such as `--hidden 64 64`, is
-given once for every value; a switch is given in both spellings, or with true and false.
+`--lr 1e-3 3e-4 --seed 0..4` is ten runs. A flag that takes several words at once, such as `--hidden 64 64`,
+is given once for every value. A switch is given in both spellings, or with true and false.
 """
 
 import itertools
@@ -30,7 +30,7 @@ class Point(NamedTuple):
     """One run of a grid."""
 
     words: tuple[str, ...]
-    """Of `gradhat train`, after its subject."""
+    """Of `gradhat train`."""
     config: dict[str, Any]
     """What they resolve to: the content of config.json."""
 
@@ -131,4 +131,4 @@ def name_of(config: Mapping[str, Any], keys: Sequence[str]) -> str:
     """Return the name of the folder of a run: lr=0.001,seed=0, without what folders cannot be called."""
     settings = flat(config)
     name = ",".join(setting(key, settings[key]) for key in keys)
-    return re.sub(r"[^\w.,=+:@-]+", "-", name)[:NAME].lstrip(".") or "run"
+    return re.sub(r"[^\w.,=+:-]+", "-", name, flags=re.ASCII)[:NAME] or "run"

@@ -1,4 +1,4 @@
-"""What runs left behind: their settings, their curves and their final numbers. Reads folders, writes nothing."""
+"""What runs left behind: their settings, their curves and their final numbers. Writes nothing."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -4,6 +4,7 @@
 `algorithms.py`: how it gathers experience and learns, with the numbers of its page inside.
 """
 
+import ast
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
@@ -159,9 +160,8 @@ def _plain(value: Any) -> Any:
 
 
 def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return {"True": True, "False": False, "true": True, "false": False}.get(text, text)
+    """Return the number or the truth value that `text` writes, or else `text`."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradhat.envs.gym import World
 from gradhat.policies.mlp import ActorCritic, MLPPolicy
-from gradhat.rollouts.normalize import normalise
+from gradhat.rollouts.normalize import RunningMoments, normalise
 from gradhat.rollouts.vector import Collector, Episode
 from gradhat.training.control.agent import Greedy, Means, joined, part
 from gradhat.training.optim import SmallAdam
@@ -58,15 +58,7 @@ class OnPolicyAgent:
         self.network, self.gather, self.learn = network, gather, learn
         self.last_frame = last_frame
         self.generator = torch.Generator().manual_seed(derive(seed, "policy"))
-        self.module = ActorCritic(
-            world.num_inputs,
-            world.actions.size,
-            hidden=network.hidden,
-            continuous=not world.actions.discrete,
-            critic=critic,
-            log_std=network.log_std,
-            generator=torch.Generator().manual_seed(derive(seed, "weights")),
-        )
+        self.module = actor_critic(world, network, critic=critic, seed=seed)
         self.policy = MLPPolicy(self.module)
         self.optimizer = SmallAdam(
             self.module.parameters(), lr=network.lr, max_grad_norm=network.max_grad_norm
@@ -98,11 +90,7 @@ class OnPolicyAgent:
         return {**means.take(), "learning_rate": self.optimizer.lr}
 
     def greedy(self) -> Greedy:
-        moments = self.collector.moments
-        if moments is None:
-            return self.policy.greedy
-        frozen = moments.frozen()
-        return lambda seen: self.policy.greedy(torch.from_numpy(normalise(seen.numpy(), frozen)))
+        return greedy(self.policy, self.collector.moments)
 
     def drain(self) -> list[Episode]:
         return self.collector.drain()
@@ -125,6 +113,27 @@ class OnPolicyAgent:
 
     def close(self) -> None:
         self.collector.world.close()
+
+
+def actor_critic(world: World, network: Network, *, critic: bool, seed: int) -> ActorCritic:
+    """Return the first network of a run."""
+    return ActorCritic(
+        world.num_inputs,
+        world.actions.size,
+        hidden=network.hidden,
+        continuous=not world.actions.discrete,
+        critic=critic,
+        log_std=network.log_std,
+        generator=torch.Generator().manual_seed(derive(seed, "weights")),
+    )
+
+
+def greedy(policy: MLPPolicy, moments: RunningMoments | None) -> Greedy:
+    """Return the policy without its noise, with its normaliser as it is now."""
+    if moments is None:
+        return policy.greedy
+    frozen = moments.frozen()
+    return lambda seen: policy.greedy(torch.from_numpy(normalise(seen.numpy(), frozen)))
 
 
 def steps(num_steps: int) -> Gather:

@@ -1,0 +1,209 @@
+"""`gradhat sweep`: a grid of runs over the cores, that goes on where it stopped."""
+
+import io
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradhat.cli.flags import parse
+from gradhat.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gradhat.training.sweep import Ended
+    from gradhat.training.sweep_plan import Plan
+
+USAGE = "gradhat sweep ALGORITHM|RECIPE"
+DESCRIPTION = """gradhat sweep ppo --env CartPole-v1 --lr 1e-3 3e-4 --seed 0..4: a grid of runs on all cores.
+
+Takes the flags of gradhat train, each with several values; a..b are the integers from a to b. A flag of
+several words is given once for every value: --hidden 64 64 --hidden 256 256. A switch is given in both
+spellings: --normalize-adv --no-normalize-adv.
+
+The same command goes on with a sweep that was stopped. Values may be added to it."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+GROUP = 4
+"""Most runs that are listed by name where they failed alike."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Where the sweep is kept, and how it runs. All other flags are those of gradhat train."""
+
+    out: Path | None = None
+    """The sweep's folder, new or one to go on with. None makes one in sweeps/, named after the command."""
+    jobs: int | None = None
+    """Runs at once, one thread each. None takes the number of cores."""
+    dry_run: bool = False
+    """Print the command of every run and stop."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the grid and print its table. Returns 0, 1 when a run failed, 130 after Ctrl-C."""
+    own, words = split(argv)
+    flags = parse(Flags(), own, prog=USAGE, description=DESCRIPTION)
+    jobs = len(os.sched_getaffinity(0)) if flags.jobs is None else flags.jobs
+    if jobs < 1:
+        raise ConfigError(f"jobs={jobs}: found less than one run at once. Use 1 or more.")
+    found = planned(words, flags.out)
+    if flags.dry_run:
+        for cell in found.cells:
+            print("gradhat train", *cell.point.words, "--out", cell.path)
+        return 0
+    return run(found, words, jobs)
+
+
+def split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Return the flags of the sweep itself, and the words that are those of its runs."""
+    from gradhat.training.grid import spoken
+
+    if not argv or "-h" in argv or "--help" in argv:
+        return ["--help"], []
+    subject, rest = ([], argv) if argv[0].startswith("-") else (argv[:1], argv[1:])
+    mine = {"--out", "--jobs", "--dry-run"}
+    own, words = [], subject
+    for flag, values in spoken(rest):
+        if flag == "--resume":
+            raise ConfigError(
+                "gradhat sweep --resume: found a flag of gradhat train. A sweep goes on by itself: give the "
+                "command it was started with."
+            )
+        (own if flag in mine else words).extend([flag, *values])
+    return own, words
+
+
+def planned(words: list[str], out: Path | None) -> "Plan":
+    """Return the runs of the grid. gradhat train itself reads each command: a wrong one fails here."""
+    from gradhat.training import grid, sweep_plan
+
+    subject, rest = (words[:1], words[1:]) if words and not words[0].startswith("-") else ([], words)
+    flags = grid.flags(rest, defaults(subject))
+    commands = [(*subject, *command) for command in grid.commands(flags)]
+    points = [grid.Point(command, resolved(command)) for command in commands]
+    keys = grid.swept(flags, points)
+    return sweep_plan.plan(out or Path("sweeps") / place(subject, points[0].config, keys), points, keys)
+
+
+def defaults(subject: Sequence[str]) -> dict[str, Any]:
+    """Return the config of `subject` without any flag. Only the types of its values are of interest."""
+    from gradhat.training.text.config import TrainConfig, to_json
+
+    return resolved(subject) if subject else json.loads(json.dumps(to_json(TrainConfig())))
+
+
+def resolved(words: Sequence[str]) -> dict[str, Any]:
+    """Return the config that a command of gradhat train resolves to. ConfigError where it is a wrong one."""
+    from gradhat.cli import train
+
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        train.main([*words, "--dry-run"])
+    return json.loads(printed.getvalue())
+
+
+def place(subject: Sequence[str], config: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Return the name of a sweep: what is trained, where, and what varies but the seed."""
+    env = [config["env"]] if "env" in config and "env" not in keys else []
+    names = [key.rpartition(".")[2] for key in keys if key != "seed"]
+    return re.sub(r"[^\w.-]+", "-", "-".join([*(subject or ["run"]), *env, *names]))
+
+
+def run(found: "Plan", words: list[str], jobs: int) -> int:
+    """Run what is not finished; print what came out."""
+    from gradhat.training import sweep_plan
+    from gradhat.training.board import Board
+    from gradhat.training.sweep import Sweep
+
+    sweep_plan.write(found, words)
+    with sweep_plan.locked(found.folder):
+        with Board() as board:
+            sweep = Sweep(found, jobs, board)
+            board.say(f"sweep  {found.folder}: {len(found.cells)} runs, {sweep.done} of them finished before")
+            ended = sweep.run()
+        if ended.interrupted:
+            print(f"stopped. Go on with the same command. So far: gradhat plot {found.folder}")
+            return INTERRUPTED
+        report(found)
+    return failures(ended)
+
+
+def report(found: "Plan") -> None:
+    """Print and write the tables of the finished runs."""
+    from gradhat.training.results import finished, read
+    from gradhat.training.sweep_table import rows, rows_over_places, without_seed
+
+    runs = [read(cell.path) for cell in found.cells if finished(cell.path)]
+    if not runs:
+        return
+    keys, kind = without_seed(found.keys), runs[0].kind
+    names = {"score": kind.score, "training": kind.training, "rate": f"{kind.unit}/s"}
+    title = "by setting: mean and interquartile mean (iqm) over runs, with 95 % intervals"
+    show(found.folder / "table.csv", title, rows(runs, keys), names, kind.form)
+    if kind.place in keys:
+        title = f"every {kind.place} pooled: 0 is the worst run of the sweep in each, 1 the best"
+        pooled = rows_over_places(runs, [key for key in keys if key != kind.place])
+        show(found.folder / "pooled.csv", title, pooled, names, ".3f")
+    print(f"\ndraw it: gradhat plot {found.folder}")
+
+
+def show(file: Path, title: str, rows: list[dict[str, Any]], names: Mapping[str, str], form: str) -> None:
+    """Print a table as people read it, and write `file` in full precision."""
+    from gradhat.cli.lab import as_csv
+    from gradhat.lab.report import Table
+    from gradhat.training.run_folder import whole_file
+
+    with whole_file(file) as partial:
+        partial.write_text(as_csv(Table(file.stem, title, (), tuple(rows))))
+    print_rows(title, [readable(row, names, form) for row in rows], rest=file)
+
+
+def readable(row: Mapping[str, Any], names: Mapping[str, str], form: str) -> dict[str, str]:
+    """Return a row as people read it: a mean and its interval in one cell."""
+    found: dict[str, str] = {}
+    for key, value in row.items():
+        if f"{key}_low" in row:
+            found[names.get(key, key)] = with_interval(value, row[f"{key}_low"], row[f"{key}_high"], form)
+        elif key == "rate":
+            found[names[key]] = f"{value:,.0f}"
+        elif not key.endswith(("_low", "_high")):
+            found[names.get(key, key)] = str(value)
+    return found
+
+
+def with_interval(mean: float, low: float, high: float, form: str) -> str:
+    """Return "498.2 [495.1, 500.0]"; the mean alone where a single run leaves the interval open."""
+    return f"{mean:{form}} [{low:{form}}, {high:{form}}]" if math.isfinite(high) else f"{mean:{form}}"
+
+
+def print_rows(title: str, rows: Sequence[Mapping[str, str]], rest: Path | None = None) -> None:
+    """Print rows that share their keys. What does not fit is named, with the file that holds it."""
+    from rich.console import Console
+
+    from gradhat.cli.lab import fitted
+    from gradhat.lab.report import Column, Table
+
+    columns = tuple(Column(key, key, "") for key in rows[0])
+    console = Console(highlight=False, markup=False)
+    lines, left = fitted(Table("", title, columns, tuple(rows)), console.width)
+    console.print(f"\n{title}")
+    console.print("\n".join(lines), no_wrap=True, overflow="crop")
+    if left:
+        console.print(f"  (left out: {', '.join(left)}{f'; {rest} has all' if rest else ''})")
+
+
+def failures(ended: "Ended") -> int:
+    """List the runs that failed, those that failed alike together. Returns the exit code."""
+    alike: dict[str, list[str]] = {}
+    for name, said in ended.failed.items():
+        alike.setdefault(said, []).append(name)
+    for said, names in alike.items():
+        more = f" and {len(names) - GROUP} more" if len(names) > GROUP else ""
+        print(f"\nfailed: {'; '.join(names[:GROUP])}{more}\n  " + said.replace("\n", "\n  "), file=sys.stderr)
+    return 1 if ended.failed else 0

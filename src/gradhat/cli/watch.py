@@ -1,0 +1,121 @@
+"""`gradhat watch`: a film of a trained policy."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradhat.cli.flags import parse, target
+from gradhat.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from gradhat.training.control.config import ControlConfig
+    from gradhat.training.control.session import Session
+
+Act = Callable[[Any], Any]
+"""A flat observation `[O]` → an action."""
+
+USAGE = "gradhat watch RUN"
+DESCRIPTION = (
+    """gradhat watch RUN [FLAGS]: film episodes of a control run's newest checkpoint, acting greedily."""
+)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What is filmed."""
+
+    episodes: int = 1
+    """Episodes, one after the other."""
+    out: Path | None = None
+    """The film, .mp4 or .gif. None makes watch.mp4 in the run folder, watch.gif where the package that writes
+    .mp4 is missing."""
+    seed: int = 0
+    """Chooses the first states."""
+    max_steps: int = 2000
+    """An episode that is longer is cut here."""
+
+
+def main(argv: list[str]) -> int:
+    """Film, and print the return of every episode."""
+    if argv and argv[0] in ("-h", "--help"):
+        parse(Flags(), argv, prog=USAGE, description=DESCRIPTION)
+    place, argv = target(argv, "run", USAGE)
+    flags = parse(Flags(), argv, prog=f"gradhat watch {place}", description=DESCRIPTION)
+    for name in ("episodes", "max_steps"):
+        if getattr(flags, name) < 1:
+            raise ConfigError(f"{name}={getattr(flags, name)}: found a value out of range. Use 1 or more.")
+    film(Path(place).expanduser(), flags)
+    return 0
+
+
+def film(run: Path, flags: Flags) -> None:
+    """Play the episodes and write the film."""
+    from gradhat.envs import video
+    from gradhat.training.control.config import env_kwargs
+    from gradhat.training.run_folder import whole_file, writing
+    from gradhat.training.seed import derive
+
+    config = read(run)
+    out = flags.out or run / ("watch.mp4" if find_spec("imageio_ffmpeg") else "watch.gif")
+    pictures: list[video.Picture] = []
+    fps = 0
+    with trained(run, config) as (session, act):
+        print(f"film   {config.algorithm} in {config.env}, the policy of step {session.step}")
+        for i in range(flags.episodes):
+            seed = derive(flags.seed, "watch", i)
+            seen = video.frames(config.env, env_kwargs(config), act, seed=seed, max_steps=flags.max_steps)
+            pictures += seen.frames
+            fps = seen.fps
+            cut = "" if seen.ended else ", cut there: --max-steps MORE shows on"
+            print(f"episode {i + 1}: return {seen.total:.1f} in {len(seen.frames) - 1} steps{cut}")
+    with writing(out, todo="Choose an --out that can be written."):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(out) as partial:
+        video.write(partial, pictures, fps)
+    print(f"written to {out}: {len(pictures)} pictures, {len(pictures) / fps:.0f} seconds")
+
+
+def read(run: Path) -> "ControlConfig[Any]":
+    """Return the config of a control run. ConfigError where there is nothing to see."""
+    from gradhat.training.control.algorithms import read
+    from gradhat.training.control.worlds import ZOO_PREFIX
+    from gradhat.training.results import CONTROL, kind_of
+    from gradhat.training.run_folder import RunFolder
+
+    if kind_of(RunFolder(run).config()) is not CONTROL:
+        raise ConfigError(f"watch {run}: found a text run. Talk to it: gradhat chat {run}")
+    config = read(run)
+    if config.env.startswith(ZOO_PREFIX):
+        raise ConfigError(f"watch {run}: found {config.env}, which draws no pictures. Watch a Gymnasium run.")
+    return config
+
+
+@contextmanager
+def trained(run: Path, config: "ControlConfig[Any]") -> "Generator[tuple[Session, Act]]":
+    """Yield the run as its newest whole checkpoint has it, and its policy without noise."""
+    import torch
+
+    from gradhat.training import checkpoint
+    from gradhat.training.control.session import prepare
+
+    found, damage = checkpoint.newest(run / "checkpoints")
+    if found is None:
+        raise RunError(
+            f"watch {run}: found no whole checkpoint. {' '.join(damage)} Train on first: "
+            f"gradhat train --resume {run}"
+        )
+    session = prepare(config)
+    try:
+        session.resume(found)
+        greedy = session.agent.greedy()
+
+        @torch.no_grad()
+        def act(observation: Any) -> Any:
+            return greedy(torch.from_numpy(observation[None])).numpy()[0]
+
+        yield session, act
+    finally:
+        session.close()

@@ -1,0 +1,80 @@
+"""What environments can do wrong in the middle of a run, said in words."""
+
+from collections.abc import Mapping, Sequence
+from multiprocessing import connection
+from typing import Any
+
+import numpy as np
+from gymnasium.error import DependencyNotInstalled
+from gymnasium.vector import AsyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
+
+from gradhat.envs.gym_recorder import TROUBLE
+from gradhat.errors import ConfigError, GradhatError, TaskError
+
+PATIENCE = 5.0
+"""Seconds to wait for the operating system to say which worker process has died."""
+
+
+def check_finite(numbers: NDArray[Any], what: str, name: str, asked: str) -> None:
+    """Raise TaskError, naming the first wrong environment, unless all numbers `[N, ...]` are finite."""
+    if np.isfinite(numbers).all():
+        return
+    rows = np.asarray(numbers).reshape(len(numbers), -1)
+    wrong = int(np.flatnonzero(~np.isfinite(rows).all(-1))[0])
+    raise TaskError(
+        f"{name}, environment {wrong}, {asked}: found the {what} {rows[wrong].tolist()}, which is not "
+        "finite. Repair the environment."
+    )
+
+
+def check_trouble(infos: Mapping[str, Any]) -> None:
+    """Raise TaskError where an environment said how it broke."""
+    if TROUBLE in infos:
+        raise TaskError(next(trouble for trouble in infos[TROUBLE] if trouble is not None))
+
+
+def check_shapes(arrays: Sequence[NDArray[Any]], num_envs: int, name: str, asked: str) -> None:
+    """Raise TaskError unless rewards, terminated and truncated hold a number for each environment."""
+    shapes = [array.shape for array in arrays]
+    if shapes != [(num_envs,)] * len(shapes):
+        raise TaskError(
+            f"{name}, {asked}: found rewards, terminated and truncated of shapes {shapes}, but there are "
+            f"{num_envs} environments. Repair the environment."
+        )
+
+
+def explained(error: Exception, vector: VectorEnv[Any, Any, Any], asked: str) -> GradhatError:
+    """Return an error that says what `asked` met. A vector with a dead worker is closed first."""
+    if isinstance(error, DependencyNotInstalled):
+        return ConfigError(f"{asked}: found a missing package: {error}. Run: pip install 'gradhat[video]'")
+    if isinstance(vector, AsyncVectorEnv) and isinstance(error, EOFError | OSError):
+        return TaskError(f"{asked}: {_buried(vector)}")
+    return TaskError(f"{asked}: found {type(error).__name__}: {error}. Repair the environment.")
+
+
+def close(vector: VectorEnv[Any, Any, Any]) -> None:
+    """Close the vector, also where a worker died of which nobody has heard."""
+    try:
+        vector.close()
+    except (EOFError, OSError):
+        if not isinstance(vector, AsyncVectorEnv):
+            raise
+        _buried(vector)
+
+
+def _buried(vector: AsyncVectorEnv[Any, Any]) -> str:
+    """Close a vector that lost a worker; say what became of it. Its own `close` would ask the dead."""
+    # A process that closed its pipe may still be on its way out.
+    for sentinel in connection.wait([process.sentinel for process in vector.processes], PATIENCE):
+        next(process for process in vector.processes if process.sentinel == sentinel).join(PATIENCE)
+    dead = [(i, process.exitcode) for i, process in enumerate(vector.processes) if not process.is_alive()]
+    for process in vector.processes:
+        process.terminate()
+        process.join()
+    vector.closed = True
+    found = ", ".join(f"of environment {i} dead with exit code {code}" for i, code in dead)
+    return (
+        f"found the worker process {found}. A negative code is the signal that killed it: -9 is often a lack "
+        "of memory. Use fewer environments, or go on from the last checkpoint."
+    )

@@ -1,0 +1,140 @@
+"""One environment of a vector of them: it names itself in errors, and it can be saved in mid-episode.
+
+Many environments cannot be copied: physics engines keep their state where Python does not see it. They can be
+lived again. The record of an episode is the state of the random numbers before its reset, and its actions.
+"""
+
+import signal
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from gradhat.errors import TaskError
+
+TROUBLE = "gradhat.trouble"
+"""Key of an info that says, in words, how an environment broke. An exception would end its worker process,
+and would not say which environment it came from."""
+
+Answer = tuple[Any, float, bool, bool, dict[str, Any]]
+"""Observation, reward, terminated, truncated, info."""
+
+
+class Lived(NamedTuple):
+    """An episode so far, from which it can be lived again."""
+
+    seed: int | None
+    random: dict[str, Any] | None
+    """The state of the bit generator before the reset; None where the reset had a seed."""
+    options: dict[str, Any] | None
+    actions: bytes
+    """All actions since the reset, in the dtype and shape of the action space."""
+    last: Answer
+    """What the environment answered last, without the info."""
+
+
+class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Environment number `index` of those called `name`, whose observations are flat.
+
+    Where it raises, or answers with an observation that has not the shape of its space, the answer is an
+    info `TROUBLE` and means nothing else.
+
+    Assumes, for `restore`, that all randomness of the environment comes from `np_random`, which Gymnasium's
+    `reset(seed=...)` seeds, and that a reset forgets the episodes before it. Memory: one action for each step
+    since the reset.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], name: str, index: int) -> None:
+        super().__init__(env)
+        self._name, self._index = name, index
+        self._nothing = np.zeros(env.observation_space.shape or (), env.observation_space.dtype)
+        self._action_dtype, self._action_shape = env.action_space.dtype, env.action_space.shape or ()
+        self._begin(None, None, None)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset, and begin a new record."""
+        try:
+            random = dict(self.unwrapped.np_random.bit_generator.state) if seed is None else None
+            self._begin(seed, random, options)
+            observation, info = self.env.reset(seed=seed, options=options)
+            self._last = (self._shaped(observation), 0.0, False, False, info)
+        except Exception as error:
+            return self._nothing, {TROUBLE: self._named("reset()", error)}
+        return observation, info
+
+    def step(self, action: Any) -> Answer:
+        """Step, and record the action. After `restore`, the first step only repeats the last answer."""
+        if self._again:
+            self._again = False
+            return self._last
+        self._actions += np.asarray(action, dtype=self._action_dtype).tobytes()
+        self._steps += 1
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            answer = (self._shaped(observation), float(reward), bool(terminated), bool(truncated), info)
+        except Exception as error:
+            trouble = self._named(f"step {self._steps} of its episode", error)
+            return self._nothing, 0.0, False, False, {TROUBLE: trouble}
+        self._last = answer
+        return answer
+
+    def snapshot(self) -> Lived:
+        """Return what `restore` needs."""
+        return Lived(*self._start, bytes(self._actions), (*self._last[:4], {}))
+
+    def restore(self, lived: Sequence[Lived]) -> str | None:
+        """Live the episode `lived[index]` again. The next step then ignores its action and repeats the last
+        answer, so that whoever steps this environment finds everything as it was.
+
+        Returns None, or what is wrong where the environment answers something else than it did.
+        """
+        mine = lived[self._index]
+        if mine.random is not None:
+            self.unwrapped.np_random.bit_generator.state = mine.random
+        self.reset(seed=mine.seed, options=mine.options)
+        actions = np.frombuffer(mine.actions, dtype=self._action_dtype).reshape(-1, *self._action_shape)
+        for action in actions:
+            self.step(action)
+        if _same(self._last, mine.last):
+            self._again = True
+            return None
+        return (
+            f"{self._name}, environment {self._index}, restore(): found after {len(actions)} steps another "
+            "answer than before. An environment can be continued if all its randomness comes from "
+            "self.np_random and a reset forgets the episodes before it. Go on in a new world, with a reset."
+        )
+
+    def ignore_interrupts(self) -> None:
+        """Leave Ctrl-C to the main process: a worker that dies of it could not be saved any more."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _begin(self, seed: int | None, random: dict[str, Any] | None, options: dict[str, Any] | None) -> None:
+        self._start = (seed, random, options)
+        self._actions = bytearray()
+        self._steps = 0
+        self._last: Answer = (self._nothing, 0.0, False, False, {})
+        self._again = False
+
+    def _shaped(self, observation: Any) -> Any:
+        found, expected = np.shape(observation), self._nothing.shape
+        if found != expected:
+            raise TaskError(f"an observation of shape {found}, but the space has {expected}")
+        return observation
+
+    def _named(self, asked: str, error: Exception) -> str:
+        found = str(error)
+        if not isinstance(error, TaskError):
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            found = f"{type(error).__name__}: {error}, at {Path(place.filename).name}:{place.lineno}"
+        return f"{self._name}, environment {self._index}, {asked}: found {found}. Repair the environment."
+
+
+def _same(a: Answer, b: Answer) -> bool:
+    """Compare observations, rewards and ends to the bit."""
+    seen, expected = np.asarray(a[0]), np.asarray(b[0])
+    return seen.dtype == expected.dtype and seen.tobytes() == expected.tobytes() and a[1:4] == b[1:4]

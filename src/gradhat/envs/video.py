@@ -1,0 +1,109 @@
+"""An episode as pictures, and pictures as a film."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradhat.envs.gym import GymSpec, World, make
+from gradhat.errors import ConfigError, TaskError
+
+Picture = NDArray[np.uint8]
+
+
+class Film(NamedTuple):
+    """One episode."""
+
+    frames: list[Picture]
+    """uint8 `[height, width, 3]` each: one before every step, and one of what followed the last."""
+    total: float
+    """The return, undiscounted."""
+    fps: int
+    """Pictures a second at which the environment is meant to be seen."""
+    ended: bool
+    """Whether the episode came to its end within the steps it was given."""
+
+
+def frames(
+    env_id: str,
+    kwargs: Mapping[str, Any],
+    act: Callable[[NDArray[np.float32]], NDArray[Any] | int],
+    *,
+    seed: int,
+    max_steps: int,
+) -> Film:
+    """Film one episode of `act`, which gets a flat observation `[O]` and returns an action: a number, or a
+    vector `[size]`, as a policy would.
+
+    ConfigError where the environment draws no pictures, or where a package that draws them is missing.
+    TaskError where what it draws is none.
+    """
+    drawing = {**kwargs, "render_mode": "rgb_array"}
+    # Next-step autoreset leaves the final state standing, so that it can be seen.
+    world = make(GymSpec(env_id, 1, "sync", drawing, "next_step"))
+    if "rgb_array" not in world.metadata.get("render_modes", []):
+        raise ConfigError(
+            f"a film of {env_id}: found no rgb_array among its render modes, so that it draws no pictures. "
+            "Film another environment, or give this one that mode."
+        )
+    with closing(world):
+        observations, pictures, total, ended = world.reset(seed), [_picture(world)], 0.0, False
+        while not ended and len(pictures) <= max_steps:
+            step = world.step(np.asarray(act(observations[0]))[None])
+            observations, ended = step.observations, bool(step.terminated[0] | step.truncated[0])
+            total += float(step.rewards[0])
+            pictures.append(_picture(world))
+    return Film(pictures, total, int(world.metadata.get("render_fps", 30)), ended)
+
+
+def write(path: Path, pictures: Sequence[Picture], fps: int) -> None:
+    """Write a film, .mp4 or .gif by the name of `path`.
+
+    A .gif holds whole hundredths of a second a picture, at least 2 (which viewers show as written).
+    ConfigError for another ending, for no pictures, and for .mp4 without the package that writes it.
+    """
+    writers = {".mp4": _write_mp4, ".gif": _write_gif}
+    if path.suffix not in writers:
+        raise ConfigError(f"a film {path.name}: found the ending {path.suffix!r}. Use .mp4 or .gif.")
+    if not pictures:
+        raise ConfigError(f"a film {path.name}: found no pictures. Film at least the first state.")
+    writers[path.suffix](path, pictures, fps)
+
+
+def _picture(world: World) -> Picture:
+    picture = world.render()
+    if not isinstance(picture, np.ndarray) or picture.ndim != 3:
+        raise TaskError(
+            f"{world.name}, render(): found {type(picture).__name__}, which is no picture of shape [height, "
+            "width, 3]. Repair the environment."
+        )
+    return picture.astype(np.uint8)
+
+
+def _write_gif(path: Path, pictures: Sequence[Picture], fps: int) -> None:
+    from PIL import Image
+
+    first, *rest = [Image.fromarray(picture) for picture in pictures]
+    hundredths = max(2, round(100 / fps))
+    first.save(path, save_all=True, append_images=rest, duration=10 * hundredths, loop=0)
+
+
+def _write_mp4(path: Path, pictures: Sequence[Picture], fps: int) -> None:
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise ConfigError(
+            f"a film {path.name}: found no package imageio-ffmpeg, which writes .mp4. "
+            "Run: pip install 'gradhat[video]', or write a .gif."
+        ) from error
+    height, width = pictures[0].shape[:2]
+    # The codec wants even sides.
+    size = (width - width % 2, height - height % 2)
+    writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, macro_block_size=2)
+    writer.send(None)
+    for picture in pictures:
+        writer.send(np.ascontiguousarray(picture[: size[1], : size[0]]))
+    writer.close()

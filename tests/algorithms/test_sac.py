@@ -1,0 +1,142 @@
+"""SAC: target, actor and temperature against the formulas written out with torch.distributions."""
+
+import math
+
+import pytest
+import torch
+from replayed import F64, apart, continuous, gradient, plain, resumes, same, seeded
+from torch import Tensor
+from torch.distributions import Normal, TanhTransform, TransformedDistribution
+
+from gradhat.algorithms import sac
+from gradhat.algorithms.sac import Settings, State
+
+LOW, HIGH = torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 4.0])
+SETTINGS = Settings(hidden=(8, 6), temperature=0.3)
+
+
+def made() -> State:
+    """In float64, its lagging critics away from the ones they follow, plain steps."""
+    state = sac.init(3, LOW, HIGH, SETTINGS, seeded())
+    generator = seeded(5)
+    for network in (state.actor, state.critics, state.critics_target):
+        network.double()
+        for p in network.parameters():
+            p.data += 0.2 * torch.randn(p.shape, dtype=F64, generator=generator)
+    state.log_temperature.data = torch.tensor(math.log(0.3), dtype=F64)
+    state.actor_optimizer, state.critics_optimizer = map(
+        plain, (state.actor_optimizer, state.critics_optimizer)
+    )
+    state.generator = seeded(7)
+    return state
+
+
+def drawn(state: State, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Actions, log π of them in (−1, 1), and the density before the tanh, which is the planted bug."""
+    mean, log_std = state.actor(observations)
+    u = mean + log_std.exp() * noise
+    base = Normal(mean, log_std.exp())
+    squashed = TransformedDistribution(base, [TanhTransform(cache_size=1)])
+    center, scale = (HIGH + LOW) / 2, (HIGH - LOW) / 2
+    return (
+        center + scale * u.tanh(),
+        squashed.log_prob(squashed.transforms[0](u)).sum(-1),
+        base.log_prob(u).sum(-1),
+    )
+
+
+def noises() -> tuple[Tensor, Tensor]:
+    """Those of an update, in their order: for the next actions, for the actor."""
+    generator = seeded(7)
+    first, second = (torch.randn(16, 2, dtype=F64, generator=generator) for _ in range(2))
+    return first, second
+
+
+def critics_gradient(state: State, y: Tensor) -> list[Tensor]:
+    batch = continuous(16)
+    first, second = state.critics(batch.observations, batch.actions)
+    loss = (batch.weights * ((first - y) ** 2 + (second - y) ** 2)).mean() / 2
+    return list(torch.autograd.grad(loss, list(state.critics.parameters())))
+
+
+def test_the_critics_are_fitted_to_the_soft_value() -> None:
+    batch, state, twin = continuous(16), made(), made()
+    found = gradient(state.critics, lambda: sac.update(state, batch, SETTINGS))
+    actions, logp, flat = drawn(twin, batch.next_observations, noises()[0])
+    both = twin.critics_target(batch.next_observations, actions)
+
+    def y(soft: Tensor) -> Tensor:
+        return (batch.rewards + batch.discounts * ~batch.terminated * soft).detach()
+
+    worst = both.min(0).values
+    same(found, critics_gradient(twin, y(worst - 0.3 * logp)))
+    # Planted: the larger one, no entropy, entropy with the wrong sign, no log-det, the trained critics.
+    own = twin.critics(batch.next_observations, actions).min(0).values
+    for planted in (
+        both.max(0).values - 0.3 * logp,
+        worst,
+        worst + 0.3 * logp,
+        worst - 0.3 * flat,
+        own - 0.3 * logp,
+    ):
+        assert apart(found, critics_gradient(twin, y(planted)))
+
+
+def test_the_actor_climbs_the_soft_value() -> None:
+    batch, state = continuous(16), made()
+    found = gradient(state.actor, lambda: sac.update(state, batch, SETTINGS))
+    twin = made()
+    twin.critics.load_state_dict(state.critics.state_dict())
+    actions, logp, flat = drawn(twin, batch.observations, noises()[1])
+    q = twin.critics(batch.observations, actions).min(0).values
+
+    def descending(loss: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(loss.mean(), list(twin.actor.parameters()), retain_graph=True))
+
+    same(found, descending(0.3 * logp - q))
+    for planted in (0.3 * flat - q, -0.3 * logp - q, -q):
+        assert apart(found, descending(planted))
+
+
+def test_the_temperature_moves_until_the_entropy_is_the_one_wanted() -> None:
+    batch, state, twin = continuous(16), made(), made()
+    before = float(state.log_temperature.detach())
+    fresh = sac.init(3, LOW, HIGH, SETTINGS, seeded())
+    assert before == pytest.approx(float(fresh.log_temperature.detach()), abs=1e-6)
+    update = sac.update(state, batch, SETTINGS)
+    logp = drawn(twin, batch.observations, noises()[1])[1].mean().item()
+    # The gradient in log α of −log α (log π + H), with H = −1 for each of two components.
+    expected = -(logp - 2)
+    assert before - float(state.log_temperature.detach()) == pytest.approx(expected, abs=1e-12)
+    assert float(update.metrics["entropy"]) == pytest.approx(-logp, abs=1e-12)
+    assert float(update.metrics["temperature"]) == pytest.approx(0.3)
+    assert {"diagnostics/value_loss", "q", "td_error", "actor_q"} < set(update.metrics)
+
+
+def test_a_policy_is_as_random_whatever_the_unit_of_its_actions() -> None:
+    entropies = [
+        sac.update(sac.init(3, unit * LOW, unit * HIGH, SETTINGS, seeded()), continuous(8), SETTINGS)
+        .metrics["entropy"]
+        .item()
+        for unit in (1.0, 1000.0)
+    ]
+    assert entropies[0] == pytest.approx(entropies[1], abs=1e-5)
+
+
+def test_the_lagging_critics_follow() -> None:
+    state, before = made(), made()
+    sac.update(state, continuous(16), SETTINGS)
+    for found, start, end in zip(
+        state.critics_target.parameters(),
+        before.critics_target.parameters(),
+        state.critics.parameters(),
+        strict=True,
+    ):
+        torch.testing.assert_close(found.detach(), (0.995 * start + 0.005 * end).detach())
+
+
+def test_a_run_resumes_to_the_bit() -> None:
+    resumes(
+        lambda: sac.init(3, LOW, HIGH, SETTINGS, seeded()),
+        lambda state, i: sac.update(state, continuous(8, seed=i), SETTINGS),
+    )

@@ -1,0 +1,106 @@
+"""What a run folder says of itself, in numbers that were written by hand."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradhat.errors import RunError
+from gradhat.training.results import CONTROL, TEXT, Run, curve, find, kind_of, metrics, outcome, read
+
+
+def made(path: Path, config: dict[str, Any], lines: list[dict[str, Any]], after: Any = None) -> Path:
+    (path / "checkpoints").mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if after is not None:
+        (path / "summary.json").write_text(json.dumps({"after": after}))
+    return path
+
+
+def control(lines: list[dict[str, Any]], after: dict[str, float] | None = None) -> Run:
+    return Run(Path("run"), {}, CONTROL, lines, {"after": after} if after else None)
+
+
+def test_a_run_is_read_with_its_settings_by_whole_names(tmp_path: Path) -> None:
+    path = made(tmp_path / "a", {"env": "E", "learning": {"lr": 0.1}}, [{"step": 0}], {"greedy/return": 3.0})
+    run = read(path)
+    assert (run.settings, run.kind, run.lines) == ({"env": "E", "learning.lr": 0.1}, CONTROL, [{"step": 0}])
+    assert run.summary == {"after": {"greedy/return": 3.0}}
+    assert read(made(tmp_path / "b", {"task": "t"}, [{"step": 0}])).summary is None
+    assert kind_of({"task": "t"}) is TEXT
+
+
+def test_a_run_that_has_not_begun_says_how_to(tmp_path: Path) -> None:
+    path = made(tmp_path / "a", {"env": "E"}, [])
+    with pytest.raises(RunError, match=f"found none: the run has not begun.*--resume {path}"):
+        read(path)
+
+
+def test_runs_are_found_by_name_in_a_folder(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        made(tmp_path / name, {"env": "E"}, [{"step": 0}])
+    (tmp_path / "logs").mkdir()
+    assert find(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+    assert find(tmp_path / "a") == [tmp_path / "a"]
+    for place in (tmp_path / "logs", tmp_path / "nothing"):
+        with pytest.raises(RunError, match=f"find runs in {place}: found none"):
+            find(place)
+
+
+def test_the_training_average_is_over_the_episodes_of_the_last_tenth() -> None:
+    lines = [{"step": i, "episode/return": 1000.0, "num_episodes": 5.0} for i in range(1, 19)]
+    lines += [
+        {"step": 19, "episode/return": 10.0, "num_episodes": 1.0},
+        {"step": 20, "episode/return": 40.0, "num_episodes": 2.0},
+    ]
+    assert outcome(control(lines)).training == pytest.approx((10 + 2 * 40) / 3)
+    # No episode ended in the last line.
+    lines[-1] = {"step": 20}
+    assert outcome(control(lines)).training == 10.0
+    assert math.isnan(outcome(control([{"step": 0, "episode/return": 3.0}])).training)
+
+
+def test_the_rate_is_frames_over_seconds() -> None:
+    # 300 frames in 3 seconds, then 100 in 2: not the mean of 100 and 50.
+    lines = [{"step": 0}] + [
+        {"step": 1, "frames_per_second": 100.0, "step_time": 3.0},
+        {"step": 2, "frames_per_second": 50.0, "step_time": 2.0},
+        {"step": 3, "frames_per_second": None, "step_time": 1.0},
+    ]
+    found = outcome(control(lines, {"greedy/return": 7.0}))
+    assert found.rate == pytest.approx(400 / 5)
+    assert found.score == 7.0
+    assert math.isnan(outcome(control(lines)).score)
+
+
+def test_the_score_of_a_text_run_is_its_accuracy() -> None:
+    lines = [{"step": 1, "reward": 0.5, "tokens_per_second": 10.0, "step_time": 1.0}]
+    run = Run(Path("run"), {}, TEXT, lines, {"after": {"held_out/accuracy": 0.75}})
+    assert outcome(run) == (0.75, 0.5, 10.0)
+
+
+LINES = [
+    {"step": 0, "greedy/return": 1.0},
+    {"step": 1, "num_frames": 50.0, "step_time": 2.0, "entropy": 0.5},
+    {"step": 2, "num_frames": 90.0, "step_time": 4.0, "greedy/return": 5.0, "entropy": None},
+    {"step": 3, "num_frames": 130.0, "step_time": 1.0, "greedy/return": 6, "non_finite": ["entropy"]},
+]
+
+
+@pytest.mark.parametrize(
+    ("x", "places"),
+    [("frames", [0.0, 90.0, 130.0]), ("steps", [0.0, 2.0, 3.0]), ("time", [0.0, 6.0, 7.0])],
+)
+def test_a_curve_lies_where_the_metric_was_measured(x: Any, places: list[float]) -> None:
+    assert curve(control(LINES), x, "greedy/return") == (places, [1.0, 5.0, 6.0])
+
+
+def test_what_was_never_measured_has_no_curve() -> None:
+    assert curve(control(LINES), "frames", "entropy") == ([50.0], [0.5])
+    assert curve(control(LINES), "frames", "nothing") == ([], [])
+    assert curve(control(LINES), "steps", "non_finite") == ([], [])
+    assert curve(control([{"step": 1, "reward": 1.0}]), "frames", "reward") == ([], [])
+    assert metrics(control(LINES))[:3] == ["step", "greedy/return", "num_frames"]
