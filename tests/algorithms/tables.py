@@ -1,13 +1,11 @@
 """Chunks of experience out of numbered worlds, many copies at once."""
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradhat.exact.mdp import TabularMDP, tabular
 from gradhat.policies.policy import Actor
 from gradhat.trajectories import Trajectories
 
@@ -63,19 +61,3 @@ class Lanes:
 
 def lanes(columns: NDArray) -> Tensor:
     return torch.from_numpy(columns.T)
-
-
-def toy_text(env_id: str, *, gamma: float) -> TabularMDP:
-    """The tables of one of Gymnasium's numbered worlds, without its time limit."""
-    env = gymnasium.make(env_id).unwrapped
-    num_states, num_actions = env.observation_space.n, env.action_space.n
-    P, reward = torch.zeros(2, num_states, num_actions, num_states, dtype=torch.float64)
-    terminal = torch.zeros(num_states, dtype=torch.bool)
-    for s, actions in env.P.items():
-        for a, outcomes in actions.items():
-            for chance, following, paid, ends in outcomes:
-                P[s, a, following] += chance
-                reward[s, a, following] = paid
-                terminal[following] |= ends
-    start = torch.from_numpy(np.asarray(env.initial_state_distrib, dtype=np.float64))
-    return tabular(P, reward, start, gamma=gamma, terminal=terminal)

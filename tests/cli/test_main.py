@@ -22,7 +22,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
-    for verb in ("train", "recipes", "eval", "chat", "play"):
+    for verb in ("train", "sweep", "plot", "watch", "recipes", "eval", "chat", "play"):
         assert f"\n  {verb} " in done.stdout
 
 
@@ -39,7 +39,7 @@ def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[s
     assert cli.main(["trian"]) == 2
     error = capsys.readouterr().err
     assert "Did you mean train?" in error
-    assert "Known: train, recipes, eval, chat, lab, play." in error
+    assert "Known: train, sweep, plot, watch, recipes, eval, chat, lab, play." in error
 
 
 def test_no_command_prints_the_usage_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +47,7 @@ def test_no_command_prints_the_usage_and_fails(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out.startswith("usage: gradhat COMMAND")
 
 
-@pytest.mark.parametrize("verb", ["train", "recipes", "eval", "chat"])
+@pytest.mark.parametrize("verb", ["train", "sweep", "plot", "watch", "recipes", "eval", "chat"])
 def test_every_command_explains_itself(verb: str) -> None:
     done = gradhat(verb, "--help")
     assert done.returncode == 0

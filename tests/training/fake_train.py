@@ -35,7 +35,8 @@ def main() -> None:
     if not resumed:
         (folder / "checkpoints").mkdir(parents=True)
         options = {key: value(f"--{key}", default) for key, default in DEFAULTS.items()}
-        config = {"env": "fake", "num_frames": int(options["steps"]), "seed": int(options["seed"])}
+        config = {"env": options["env"], "num_frames": int(options["steps"]), "seed": int(options["seed"])}
+        config |= {"learning": {"network": {"lr": float(options["lr"])}}}
         (folder / "config.json").write_text(json.dumps({**options, **config}))
     config = json.loads((folder / "config.json").read_text())
     seed, kind = config["trouble"].partition(":")[::2]
@@ -64,7 +65,7 @@ def main() -> None:
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
-DEFAULTS = {"seed": "0", "steps": "2", "pause": "0", "trouble": "", "lr": "1"}
+DEFAULTS = {"env": "fake", "seed": "0", "steps": "2", "pause": "0", "trouble": "", "lr": "1"}
 
 if __name__ == "__main__":
     main()

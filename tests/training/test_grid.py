@@ -64,7 +64,11 @@ def test_a_grid_that_cannot_be_read_is_refused(text: str, wanted: str) -> None:
 
 
 def test_words_belong_to_the_flag_before_them() -> None:
-    assert spoken(["--a", "1", "-2", "--b=x=y", "--c"]) == [("--a", ["1", "-2"]), ("--b", ["x=y"]), ("--c", [])]
+    assert spoken(["--a", "1", "-2", "--b=x=y", "--c"]) == [
+        ("--a", ["1", "-2"]),
+        ("--b", ["x=y"]),
+        ("--c", []),
+    ]
 
 
 def test_settings_have_whole_names_and_differ_by_value() -> None:
@@ -88,7 +92,7 @@ def point(**settings: Any) -> Point:
 def test_only_what_the_flags_vary_names_a_run() -> None:
     # The number of frames follows from the environment: nobody asked for it to vary.
     points = [point(lr=lr, seed=s, num_frames=int(1 / lr)) for lr in (0.001, 3e-4) for s in (0, 1)]
-    keys = swept(flags("--env E --seed 0..1 --lr 1e-3 3e-4".split(), DEFAULTS), points)
+    keys = swept(flags(["--env", "E", "--seed", "0..1", "--lr", "1e-3", "3e-4"], DEFAULTS), points)
     assert keys == ["seed", "learning.lr"]
     assert name_of(points[2].config, keys) == "seed=0,lr=0.0003"
     assert name_of(points[0].config, []) == "run"

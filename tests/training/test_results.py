@@ -65,7 +65,8 @@ def test_the_training_average_is_over_the_episodes_of_the_last_tenth() -> None:
 
 def test_the_rate_is_frames_over_seconds() -> None:
     # 300 frames in 3 seconds, then 100 in 2: not the mean of 100 and 50.
-    lines = [{"step": 0}] + [
+    lines: list[dict[str, Any]] = [
+        {"step": 0},
         {"step": 1, "frames_per_second": 100.0, "step_time": 3.0},
         {"step": 2, "frames_per_second": 50.0, "step_time": 2.0},
         {"step": 3, "frames_per_second": None, "step_time": 1.0},

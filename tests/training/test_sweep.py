@@ -80,7 +80,10 @@ def test_added_values_leave_the_names_of_the_others(tmp_path: Path) -> None:
     [
         (points([0, 1]), "seed is 0, 1, 2 there and 0, 1 here"),
         (points([0, 1, 2], [3.0]), "lr is 1.0 there and 3.0 here"),
-        (points([0, 1], [3.0, 4.0]), "lr is 1.0 there and 3.0, 4.0 here; seed is 0, 1, 2 there and 0, 1 here"),
+        (
+            points([0, 1], [3.0, 4.0]),
+            "lr is 1.0 there and 3.0, 4.0 here; seed is 0, 1, 2 there and 0, 1 here",
+        ),
         (points([0, 1, 2], steps=5), "num_frames is 2 there and 5 here"),
     ],
 )
@@ -106,9 +109,9 @@ def test_a_run_that_is_asked_for_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
-    with locked(tmp_path):
-        with pytest.raises(RunError, match="another sweep is running there"), locked(tmp_path):
-            raise AssertionError
+    other = locked(tmp_path)
+    with locked(tmp_path), pytest.raises(RunError, match="another sweep is running there"), other:
+        raise AssertionError
     with locked(tmp_path):
         pass
 
@@ -189,9 +192,9 @@ def test_only_the_last_words_of_the_present_start_are_shown(tmp_path: Path) -> N
 
 
 class Pressing(Board):
-    """Sends this process a signal when a file holds a text, one after the other."""
+    """Sends this process a signal when all of some files hold a text, one signal after the other."""
 
-    def __init__(self, presses: Sequence[tuple[signal.Signals, Path, str]]) -> None:
+    def __init__(self, *presses: tuple[signal.Signals, str, list[Path]]) -> None:
         self.out, self.presses = io.StringIO(), list(presses)
         super().__init__(self.out)
         self.seen: list[int] = []
@@ -200,10 +203,14 @@ class Pressing(Board):
         assert isinstance(progress, MethodType)
         self.seen = [child.process.pid for child in progress.__self__.running] or self.seen
         if self.presses:
-            number, file, text = self.presses[0]
-            if file.exists() and text in file.read_text():
+            number, text, files = self.presses[0]
+            if all(file.exists() and text in file.read_text() for file in files):
                 self.presses.pop(0)
                 signal.raise_signal(number)
+
+
+def metrics(folder: Path, *seeds: int) -> list[Path]:
+    return [folder / f"seed={seed}/metrics.jsonl" for seed in seeds]
 
 
 def alive(pid: int) -> bool:
@@ -218,7 +225,7 @@ def alive(pid: int) -> bool:
 def test_ctrl_c_lets_the_runs_save_and_begins_no_other(tmp_path: Path, number: signal.Signals) -> None:
     found = planned(tmp_path / "s", points(range(3), steps=600, pause=0.05))
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    board = Pressing([(number, tmp_path / "s/seed=1/metrics.jsonl", '"step": 2')])
+    board = Pressing((number, '"step": 2', metrics(tmp_path / "s", 0, 1)))
     assert Sweep(found, 2, board, TRAIN).run() == Ended({}, True)
     assert "2 runs finish their step and save; Ctrl-C again kills them" in board.out.getvalue()
     assert [log(found, f"seed={s}") for s in (0, 1)] == ["started 1\nsaved\n"] * 2
@@ -230,16 +237,15 @@ def test_ctrl_c_lets_the_runs_save_and_begins_no_other(tmp_path: Path, number: s
 def test_ctrl_c_reaches_a_run_once(tmp_path: Path) -> None:
     # A second signal would make a real run stop at once, without saving.
     found = planned(tmp_path / "s", points([0], steps=600, pause=0.05, trouble="0:slow"))
-    board = Pressing([(signal.SIGINT, tmp_path / "s/seed=0/metrics.jsonl", '"step": 2')])
+    board = Pressing((signal.SIGINT, '"step": 2', metrics(tmp_path / "s", 0)))
     assert Sweep(found, 1, board, TRAIN).run() == Ended({}, True)
     assert log(found, "seed=0") == "started 1\nasked\nsaved\n"
 
 
 def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
     found = planned(tmp_path / "s", points(range(3), steps=600, pause=0.05, trouble="0:deaf"))
-    saved = tmp_path / "s/logs/seed=1.log"
-    first = (signal.SIGINT, tmp_path / "s/seed=1/metrics.jsonl", '"step": 2')
-    board = Pressing([first, (signal.SIGINT, saved, "saved")])
+    first = (signal.SIGINT, '"step": 2', metrics(tmp_path / "s", 0, 1))
+    board = Pressing(first, (signal.SIGINT, "saved", [tmp_path / "s/logs/seed=1.log"]))
     with pytest.raises(KeyboardInterrupt):
         Sweep(found, 2, board, TRAIN).run()
     assert board.seen and not any(map(alive, board.seen))
@@ -247,7 +253,7 @@ def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
 
 def test_a_sweep_that_ended_before_ctrl_c_was_heard_is_whole(tmp_path: Path) -> None:
     found = planned(tmp_path / "s", points([0]))
-    board = Pressing([(signal.SIGINT, tmp_path / "s/seed=0/summary.json", "after")])
+    board = Pressing((signal.SIGINT, "after", [tmp_path / "s/seed=0/summary.json"]))
     assert Sweep(found, 1, board, TRAIN).run() == Ended({}, False)
 
 
@@ -284,4 +290,4 @@ def test_the_time_left_counts_processes_side_by_side(tmp_path: Path, monkeypatch
 
 def test_the_command_is_that_of_the_train_verb() -> None:
     assert Sweep.__init__.__defaults__ == (None,)
-    assert sweeping.TRAIN == (sys.executable, "-m", "gradhat.cli.main", "train")
+    assert list(sweeping.TRAIN) == [sys.executable, "-m", "gradhat.cli.main", "train"]

@@ -39,7 +39,9 @@ def test_environments_are_pooled_on_one_scale_and_do_not_add_to_the_spread() -> 
     # lr 1 is the best run of each environment for two seeds, lr 2 is the worst, whatever the numbers.
     scores = {("A", 1): (10, 10), ("A", 2): (0, 0), ("B", 1): (-100, -100), ("B", 2): (-300, -200)}
     runs = [
-        run(s, env=env, lr=lr, seed=seed) for (env, lr), found in scores.items() for seed, s in enumerate(found)
+        run(s, env=env, lr=lr, seed=seed)
+        for (env, lr), found in scores.items()
+        for seed, s in enumerate(found)
     ]
     best, worst = rows_over_places(runs, ["learning.lr"])
     assert best == {"lr": "1", "runs": 4, "iqm": 1.0, "iqm_low": 1.0, "iqm_high": 1.0}

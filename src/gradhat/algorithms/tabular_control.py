@@ -34,7 +34,7 @@ from gradhat.trajectories import Trajectories
 
 @dataclass(frozen=True)
 class Settings:
-    """Step size min(1, α / k^ω), and an ε that falls on a straight line from `epsilon_start` to `epsilon_end`.
+    """Step size min(1, α / k^ω), and ε on a straight line from `epsilon_start` to `epsilon_end`.
 
     ½ < ω ≤ 1 are the conditions of Robbins & Monro 1951; ω = 0 is a constant step size, and α = 1 with it
     keeps the last sample alone, which is exact in a deterministic world. With ω = 1 and α = 1, the plain
@@ -48,7 +48,7 @@ class Settings:
     epsilon_start: float = 1.0
     epsilon_end: float = 0.1
     epsilon_frames: int = 10_000
-    """Own steps over which ε falls."""
+    """Own steps from the one to the other."""
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """How far a table of action values is from the truth, so that convergence is seen and not believed."""
 
-import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -26,9 +25,9 @@ class Truth(NamedTuple):
 def truth(mdp: TabularMDP) -> Truth:
     """Return V* and Q* of `mdp` without its horizon, over the states that can be reached from the start.
 
-    A time limit is no part of the problem that a table solves: with one, Q* would depend on the step.
-    ValueError where two such states look alike, so that Q* is none of observations; and where γ = 1 and
-    nothing ends without the limit.
+    A time limit is no part of the problem that a table solves: with one, Q* would depend on the step. Failure
+    case: a state that only a longer trajectory comes to is never learned from. ValueError where two such
+    states look alike, so that Q* is none of observations; and where γ = 1 and nothing ends without the limit.
     """
     reached = leads_to(mdp.start > 0, (mdp.transition > 0).any(1).T)
     acts = reached & mdp.own & ~mdp.terminal
@@ -40,15 +39,7 @@ def truth(mdp: TabularMDP) -> Truth:
             f"the error of Q by observation was asked for: found states {alike} that all show {shown}, so Q* "
             "of an observation is not defined. Use a world whose observations tell its states apart."
         )
-    world = tabular(
-        mdp.transition,
-        mdp.reward,
-        mdp.start,
-        gamma=mdp.gamma,
-        terminal=mdp.terminal | ~reached,
-        observation=mdp.observation,
-        own=mdp.own,
-    )
+    world = _within(mdp, reached)
     return Truth(world, value_iteration(world), acts, mdp.horizon)
 
 
@@ -59,24 +50,44 @@ def errors(truth: Truth, q: Tensor) -> dict[str, float]:
         v_error/max      max |V_π − V*| over these states, of the greedy policy π, ties drawn uniformly
         greedy_return    J(π), over the horizon where the world has one
 
-    nan where π has no value: with γ = 1 it may never end. An error is in the unit of the rewards.
+    nan where π may never end and γ = 1: from one of these states there is no V_π, and from a start no J. An
+    error is in the unit of the rewards.
     """
     world, acts = truth.world, truth.acts
     greedy = epsilon_greedy(q, 0.0)[world.observation]
-    found = {
+    v = _values(world, greedy)
+    if truth.horizon is None:
+        visited = leads_to(world.start > 0, _step(world, greedy).T)
+        found = world.start @ _values(_within(world, visited), greedy)
+    else:
+        found = expected_return(replace(world, horizon=truth.horizon), greedy)
+    return {
         "q_error/max": float((q[world.observation] - truth.optimum.q)[acts].abs().max()),
-        "v_error/max": math.nan,
-        "greedy_return": math.nan,
+        "v_error/max": float((v - truth.optimum.v)[acts].abs().max()),
+        "greedy_return": float(found),
     }
-    if _has_a_value(world, greedy):
-        v = evaluate(world, greedy).v
-        found["v_error/max"] = float((v - truth.optimum.v)[acts].abs().max())
-        found["greedy_return"] = float(world.start @ v)
-    if truth.horizon is not None:
-        found["greedy_return"] = float(expected_return(replace(world, horizon=truth.horizon), greedy))
-    return found
 
 
-def _has_a_value(world: TabularMDP, policy: Tensor) -> bool:
-    step = torch.einsum("sa,sap->sp", policy, world.transition) > torch.finfo(torch.float64).eps
-    return world.gamma < 1 or bool(leads_to(world.terminal, step).all())
+def _within(mdp: TabularMDP, reached: Tensor) -> TabularMDP:
+    """Return the world that ends outside of `reached` `[S]`, without a horizon."""
+    return tabular(
+        mdp.transition,
+        mdp.reward,
+        mdp.start,
+        gamma=mdp.gamma,
+        terminal=mdp.terminal | ~reached,
+        observation=mdp.observation,
+        own=mdp.own,
+    )
+
+
+def _values(world: TabularMDP, policy: Tensor) -> Tensor:
+    """Return V_π `[S]`; nan everywhere where γ = 1 and π does not end from everywhere."""
+    if world.gamma == 1 and not bool(leads_to(world.terminal, _step(world, policy)).all()):
+        return torch.full_like(world.start, torch.nan)
+    return evaluate(world, policy).v
+
+
+def _step(world: TabularMDP, policy: Tensor) -> Tensor:
+    """Return bool `[S, S]`: one step may lead from s to s′. Rarer ones are lost in `evaluate`."""
+    return torch.einsum("sa,sap->sp", policy, world.transition) > torch.finfo(torch.float64).eps

@@ -13,7 +13,6 @@ differentiated twice. Failure case: D is a mean, so a few states may move far.
 """
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, cast
 
@@ -97,7 +96,7 @@ def natural_step(policy: ExplicitPolicy, trajectories: Trajectories, settings: S
     adv, mask = critic.credited(trajectories)[0], trajectories.mask
     weight = reduce.per_token(mask.to(adv.dtype), num_tokens=int(mask.sum()))
     # A copy: log σ may be a parameter itself, which would move along with the search.
-    old = deepcopy(policy.distribution(trajectories).detach())
+    old = policy.distribution(trajectories).detach()
 
     def gain(evaluation: Evaluation) -> Tensor:
         log_ratio = ratios.token(evaluation.logp, trajectories.logp, mask)

@@ -107,4 +107,5 @@ class Gaussian(NamedTuple):
         return mean + self.log_std.detach().exp() * noise
 
     def detach(self) -> Self:
-        return type(self)(self.mean.detach(), self.log_std.detach())
+        # log σ may be a parameter: a view of it would move with the policy.
+        return type(self)(self.mean.detach(), self.log_std.detach().clone())

@@ -39,6 +39,8 @@ from gradhat.trajectories import Trajectories
 START = "forkserver" if sys.platform == "linux" else "spawn"
 """A process forked from this one would inherit its locks and threads. A server that has imported this file
 once starts each worker in milliseconds; a spawned one imports it itself, in seconds."""
+PRELOAD = [__name__, "torch._dynamo"]
+"""What the server imports. torch's optimisers import the second when the first of them is made."""
 PATIENCE = 5.0
 """Seconds that a process may take to end."""
 
@@ -128,9 +130,8 @@ class Hogwild:
 
     def state(self) -> dict[str, Tensor]:
         found: list[dict[str, Tensor]] = self._ask("state")
-        moments = {} if self._moments is None else self._moments.state()
         return joined(
-            moments={name: torch.as_tensor(value) for name, value in moments.items()},
+            moments={} if self._moments is None else self._moments.state(),
             **{f"worker{i}": tensors for i, tensors in enumerate(found)},
         ) | {
             "num_frames": torch.tensor(self.num_frames),
@@ -197,7 +198,7 @@ class Process:
 
     def __init__(self, config: Config, number: int, shared: a3c.Shared) -> None:
         context = get_context(START)
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload(PRELOAD)
         self.number = number
         self.connection, theirs = context.Pipe()
         # A daemon: it ends with the main process, however that ends.
@@ -333,9 +334,9 @@ def pooled(parts: Sequence[RunningMoments]) -> RunningMoments | None:
     total.restore(parts[0].state())
     for other in parts[1:]:
         a, b = total.state(), other.state()
-        count = a["count"] + b["count"]
+        count = total.count + other.count
         apart = b["mean"] - a["mean"]
-        mean = a["mean"] + apart * (b["count"] / count)
-        squares = a["squares"] + b["squares"] + apart.square() * (a["count"] * b["count"] / count)
-        total.restore({"count": count, "mean": mean, "squares": squares})
+        mean = a["mean"] + apart * (other.count / count)
+        squares = a["squares"] + b["squares"] + apart.square() * (total.count * other.count / count)
+        total.restore({"count": torch.tensor(count), "mean": mean, "squares": squares})
     return total

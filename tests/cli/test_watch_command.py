@@ -1,0 +1,99 @@
+"""`gradhat watch`: the policy that was trained, on film."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gradhat.cli import watch
+from gradhat.cli.main import main
+from gradhat.training.run_folder import RunFolder
+from gradhat.training.text.config import TrainConfig, to_json
+
+FLAGS = "--num-frames 600 --num-envs 2 --log-every 300 --eval-every 0 --eval-episodes 2 --lr 0.05"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a second, with a normaliser."""
+    path = tmp_path_factory.mktemp("watch") / "run"
+    assert main(["train", "ppo", *FLAGS.split(), "--normalize-observations", "--out", str(path)]) == 0
+    return path
+
+
+def test_the_film_shows_the_trained_policy_with_its_normaliser(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "film.gif"
+    assert main(["watch", str(trained), "--episodes", "2", "--out", str(out), "--max-steps", "15"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "film   ppo in CartPole-v1, the policy of step 2"
+    # CartPole pays 1 a step: a picture before every step and one after the last.
+    steps = [float(line.split("return ")[1].split()[0]) for line in said[1:3]]
+    count = int(sum(steps)) + 2
+    with Image.open(out) as film:
+        # The same picture twice in a row is one that is shown for longer.
+        assert count / 2 < film.n_frames <= count
+    assert said[3] == f"written to {out}: {count} pictures, {count / 50:.0f} seconds"
+    # The same choices as the weights and the frozen moments of the checkpoint make.
+    config = watch.read(trained)
+    with watch.trained(trained, config) as (session, act):
+        moments = session.agent.collector.moments
+        for row in np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32):
+            scaled = (row - moments.mean) / np.sqrt(moments.var + 1e-8)
+            seen = torch.from_numpy(np.clip(scaled, -10, 10).astype(np.float32))[None]
+            assert act(row) == session.agent.policy.greedy(seen).item()
+
+
+def test_a_film_depends_on_its_seed(trained: Path, tmp_path: Path) -> None:
+    films = []
+    for seed in ("0", "0", "1"):
+        out = tmp_path / f"{len(films)}.gif"
+        assert main(["watch", str(trained), "--max-steps", "3", "--seed", seed, "--out", str(out)]) == 0
+        films.append(out.read_bytes())
+    assert films[0] == films[1] != films[2]
+
+
+@pytest.mark.parametrize(("package", "ending"), [(object(), "mp4"), (None, "gif")])
+def test_a_film_without_a_name_lies_in_the_run(
+    package: object, ending: str, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "find_spec", lambda name: package)
+    monkeypatch.setattr("gradhat.envs.video.write", lambda path, pictures, fps: path.write_bytes(b"film"))
+    assert main(["watch", str(trained), "--max-steps", "2"]) == 0
+    assert (trained / f"watch.{ending}").read_bytes() == b"film"
+
+
+def test_an_episode_that_is_cut_says_so(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["watch", str(trained), "--max-steps", "2", "--out", str(tmp_path / "a.gif")]) == 0
+    assert "episode 1: return 2.0 in 2 steps, cut there: --max-steps MORE shows on" in capsys.readouterr().out
+
+
+def test_what_cannot_be_watched_is_said_in_one_message(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunFolder.create(tmp_path / "text", to_json(TrainConfig())).close()
+    config = json.loads((trained / "config.json").read_text())
+    RunFolder.create(tmp_path / "zoo", config | {"env": "zoo:luck"}).close()
+    RunFolder.create(tmp_path / "new", config).close()
+    for words, code, wanted in (
+        ([], 2, "found no run. Name it first"),
+        ([tmp_path / "text"], 2, f"found a text run. Talk to it: gradhat chat {tmp_path}/text"),
+        ([tmp_path / "zoo"], 2, "found zoo:luck, which draws no pictures"),
+        (
+            [tmp_path / "new"],
+            1,
+            f"found no whole checkpoint. Train on first: gradhat train --resume {tmp_path}/new",
+        ),
+        ([tmp_path / "nowhere"], 1, "config.json cannot be read"),
+        ([trained, "--episodes", "0"], 2, "episodes=0: found a value out of range"),
+        ([trained, "--out", tmp_path / "a.avi", "--max-steps", "1"], 2, "Use .mp4 or .gif."),
+    ):
+        assert main(["watch", *map(str, words)]) == code, words
+        assert wanted in " ".join(capsys.readouterr().err.split()), words
+    assert not (tmp_path / "a.avi").exists()
