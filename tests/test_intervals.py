@@ -1,5 +1,6 @@
 """Quantiles, means and intervals, against scipy and against what is known."""
 
+import itertools
 import math
 
 import numpy as np
@@ -58,6 +59,14 @@ def test_the_bootstrap_is_that_of_scipy() -> None:
     width = wanted.confidence_interval.high - wanted.confidence_interval.low
     assert found.low == pytest.approx(wanted.confidence_interval.low, abs=0.05 * width)
     assert found.high == pytest.approx(wanted.confidence_interval.high, abs=0.05 * width)
+
+
+def test_the_bootstrap_of_few_values_is_that_of_all_ways_to_draw_them() -> None:
+    ways = np.array(list(itertools.product([1.0, 2.0, 3.0, 4.0, 5.0], repeat=5)))
+    means = stats.trim_mean(ways, 0.25, axis=1)
+    found = interquartile_interval([[4.0, 1.0, 5.0, 2.0, 3.0]])
+    assert found == pytest.approx((3.0, *np.quantile(means, [0.025, 0.975])))
+    assert found.low == pytest.approx(4 / 3)
 
 
 def test_strata_that_differ_add_nothing_to_the_spread() -> None:

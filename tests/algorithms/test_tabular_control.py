@@ -412,7 +412,7 @@ def best_soft(mdp: TabularMDP, epsilon: float) -> Tensor:
 ANYWHERE = torch.tensor([0.25, 0.25, 0.25, 0.25, 0.0], dtype=torch.float64)
 ON_POLICY = {
     "chain": (replace(chain(), start=ANYWHERE, horizon=2), 1000, 40, 0.01),
-    "small": (ZOO["small"](), 3000, 40, 0.01),
+    "small": (ZOO["small"](), 3000, 80, 0.01),
     "random": (random_mdp(gamma=0.6), 2000, 100, 0.02),
 }
 

@@ -134,6 +134,12 @@ def test_a_line_ends_with_its_shortest_run_and_says_so(
     assert "note: 1 of 2 runs are not finished; a line ends with its shortest run" in capsys.readouterr().out
 
 
+def test_help_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["plot", "--help"])
+    assert "--by" in capsys.readouterr().out
+
+
 def test_text_runs_are_drawn_by_steps(tmp_path: Path) -> None:
     run(tmp_path / "a", [0.1, 0.2], kind="text")
     assert main(["plot", str(tmp_path / "a")]) == 0

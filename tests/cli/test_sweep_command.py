@@ -31,6 +31,14 @@ def words(text: str) -> list[str]:
     return ["sweep", *text.split()]
 
 
+def test_help_names_the_flags_and_the_grid(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["sweep"], ["sweep", "ppo", "--help"], ["sweep", "-h"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(argv)
+        out = capsys.readouterr().out
+        assert "--jobs" in out and "--seed 0..4" in out
+
+
 def test_a_dry_run_shows_every_command_and_makes_nothing(
     fake: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,7 +123,7 @@ def test_a_sweep_prints_and_writes_its_table(fake: Path, capsys: pytest.CaptureF
     # The return of a run is its seed: 1 to 5. t with 4 degrees of freedom is 2.776, s² is 2.5.
     lines = [line.split("  ") for line in out.splitlines()]
     (row,) = [[word.strip() for word in line if word] for line in lines if line[1:2] == ["0.0003"]]
-    assert row == ["0.0003", "5", "3.0 [1.0, 5.0]", "3.0 [1.7, 4.3]", "2.0 [2.0, 2.0]", "100"]
+    assert row == ["0.0003", "5", "3.0 [1.0, 5.0]", "3.0 [1.3, 4.7]", "2.0 [2.0, 2.0]", "100"]
     rows = table(fake / "s/table.csv")
     assert [(row["lr"], row["runs"], row["score"]) for row in rows] == [
         ("0.0003", "5", "3.0"),
@@ -199,3 +207,16 @@ def test_a_real_sweep_is_drawn_and_watched(
         *("greedy_return-frames.png", "greedy_return-frames.svg"),
     }
     assert "written to s/seed=0/watch." in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_real_sweep_of_text_runs(
+    tiny_model: Path, letters_task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = f"--task {letters_task} --model {tiny_model} --dtype float32 --num-steps 2 --num-prompts 2"
+    flags += " --group-size 2 --max-new-tokens 4 --checkpoint-every 1 --eval-questions 2 --final-questions 2"
+    assert main(words(f"{flags} --final-samples 1 --lr 1e-3 1e-2 --seed 0 1 --out {tmp_path}/s")) == 0
+    assert "held_out/accuracy" in capsys.readouterr().out
+    assert [row["runs"] for row in table(tmp_path / "s/table.csv")] == ["2", "2"]
+    assert main(["plot", f"{tmp_path}/s", "--y", "reward"]) == 0
+    assert (tmp_path / "s/reward-steps.svg").exists()

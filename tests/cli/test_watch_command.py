@@ -43,9 +43,15 @@ def test_the_film_shows_the_trained_policy_with_its_normaliser(
     with watch.trained(trained, config) as (session, act):
         moments = session.agent.collector.moments
         for row in np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32):
-            scaled = (row - moments.mean) / np.sqrt(moments.var + 1e-8)
+            scaled = (row - moments.mean) / np.sqrt(moments.variance)
             seen = torch.from_numpy(np.clip(scaled, -10, 10).astype(np.float32))[None]
             assert act(row) == session.agent.policy.greedy(seen).item()
+
+
+def test_help_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["watch", "--help"])
+    assert "--episodes" in capsys.readouterr().out
 
 
 def test_a_film_depends_on_its_seed(trained: Path, tmp_path: Path) -> None:

@@ -202,6 +202,8 @@ class Pressing(Board):
     def show(self, progress: object) -> None:
         assert isinstance(progress, MethodType)
         self.seen = [child.process.pid for child in progress.__self__.running] or self.seen
+        # Ctrl-C on a terminal reaches every process of the sweep's own group.
+        assert all(os.getpgid(pid) == pid for pid in self.seen if alive(pid))
         if self.presses:
             number, text, files = self.presses[0]
             if all(file.exists() and text in file.read_text() for file in files):
@@ -227,7 +229,7 @@ def test_ctrl_c_lets_the_runs_save_and_begins_no_other(tmp_path: Path, number: s
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     board = Pressing((number, '"step": 2', metrics(tmp_path / "s", 0, 1)))
     assert Sweep(found, 2, board, TRAIN).run() == Ended({}, True)
-    assert "2 runs finish their step and save; Ctrl-C again kills them" in board.out.getvalue()
+    assert "the runs finish their step and save; Ctrl-C again kills them" in board.out.getvalue()
     assert [log(found, f"seed={s}") for s in (0, 1)] == ["started 1\nsaved\n"] * 2
     assert not (tmp_path / "s/seed=2").exists()
     assert len(board.seen) == 2 and not any(map(alive, board.seen))

@@ -82,7 +82,7 @@ class Deterministic(nn.Module):
         super().__init__()
         self.box = box
         sizes = (num_inputs, *hidden, len(box.low))
-        self.layers = MLP(sizes, activation=torch.relu, last_gain=POLICY_GAIN, generator=generator)
+        self.layers = MLP(sizes, activation=torch.relu_, last_gain=POLICY_GAIN, generator=generator)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return μ(s) `[*N, A]`, with gradient."""
@@ -132,7 +132,7 @@ class SquashedGaussian(nn.Module):
         super().__init__()
         self.box = box
         sizes = (num_inputs, *hidden, 2 * len(box.low))
-        self.layers = MLP(sizes, activation=torch.relu, last_gain=POLICY_GAIN, generator=generator)
+        self.layers = MLP(sizes, activation=torch.relu_, last_gain=POLICY_GAIN, generator=generator)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Return μ(s) and log σ(s), `[*N, A]` each, before the tanh, with gradient."""
@@ -197,5 +197,5 @@ class ContinuousQ(nn.Module):
         )
         x = torch.cat([observations, actions], -1).to(last[0].dtype).expand(count, -1, -1)
         for weight, bias in hidden:
-            x = torch.baddbmm(bias, x, weight).relu()
+            x = torch.baddbmm(bias, x, weight).relu_()
         return torch.baddbmm(last[1], x, last[0])[..., 0]

@@ -27,7 +27,7 @@ class Plain(nn.Module):
         super().__init__()
         self.shape = shape
         sizes = (num_inputs, *hidden, shape[0] * shape[1])
-        self.layers = MLP(sizes, activation=torch.relu, last_gain=LAST_GAIN, generator=generator)
+        self.layers = MLP(sizes, activation=torch.relu_, last_gain=LAST_GAIN, generator=generator)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Map `[*N, O]` to `[*N, A, K]`."""
@@ -50,7 +50,7 @@ class Dueling(nn.Module):
         *shared, own = hidden
 
         def layers(sizes: Sequence[int], last_gain: float) -> MLP:
-            return MLP(sizes, activation=torch.relu, last_gain=last_gain, generator=generator)
+            return MLP(sizes, activation=torch.relu_, last_gain=last_gain, generator=generator)
 
         # The last hidden layers of both streams are computed at once, side by side.
         self.shared = layers((num_inputs, *shared, 2 * own), HIDDEN_GAIN)
@@ -59,7 +59,7 @@ class Dueling(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Map `[*N, O]` to `[*N, A, K]`."""
-        of_state, of_actions = torch.relu(self.shared(observations)).chunk(2, -1)
+        of_state, of_actions = torch.relu_(self.shared(observations)).chunk(2, -1)
         adv = self.adv(of_actions).unflatten(-1, self.shape)
         return self.value(of_state)[..., None, :] + adv - adv.mean(-2, keepdim=True)
 

@@ -121,7 +121,7 @@ class Sweep:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                process_group=0,
+                # process_group=0,
             )
         return Child(cell, process, log, offset, time.monotonic(), self._share(cell))
 
@@ -161,7 +161,7 @@ class Sweep:
         return max(ends, default=0.0)
 
     def _notify(self) -> None:
-        self.board.say(f"{len(self.running)} runs finish their step and save; Ctrl-C again kills them")
+        self.board.say("the runs finish their step and save; Ctrl-C again kills them")
 
     def _stop(self) -> None:
         self.waiting.clear()
