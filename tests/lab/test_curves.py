@@ -63,6 +63,12 @@ def test_every_setting_is_a_named_line_with_its_band() -> None:
     for line, seen, colour in zip(lines, ax.lines, COLOURS, strict=False):
         assert np.array_equal(seen.get_xydata(), np.stack([line.x, line.mean], 1))
         assert seen.get_color() == colour
+    # Names stand at the right end of all, and what ends earlier is led there.
+    assert {(text.xy[0], text.xy[1]) for text in ax.texts} == {(10000, 9), (10000, 2), (10000, 4)}
+    threads = [
+        thread.get_segments()[0].tolist() for thread in ax.collections if hasattr(thread, "get_segments")
+    ]
+    assert threads == [[[9000, 2], [10000, 2]], [[0, 4], [10000, 4]]]
     # A single run has no band, a single measurement is a point.
     bands = [band for band in ax.collections if isinstance(band, PolyCollection)]
     (band,) = bands

@@ -64,13 +64,18 @@ def figure(lines: Sequence[Line], *, title: str, panel: str, x: str, y: str) -> 
 
     drawn, (ax,) = panels(1, title=title, width=WIDTH)
     ends: list[End] = []
+    right = max(float(line.x[-1]) for line in lines)
     for i, line in enumerate(lines):
         colour = COLOURS[i % len(COLOURS)]
         if line.num_runs > 1:
             ax.fill_between(line.x, line.low, line.high, color=colour, alpha=SHADE, lw=0)
         # A run that was measured once is a point.
         ax.plot(line.x, line.mean, color=colour, lw=1.4, marker="o" if len(line.x) == 1 else "", ms=4)
-        ends.append(End(float(line.x[-1]), float(line.mean[-1]), line.name, colour))
+        last, y_last = float(line.x[-1]), float(line.mean[-1])
+        if last < right:
+            # All names stand right of all lines: a thread leads there.
+            ax.hlines(y_last, last, right, colors=colour, lw=0.5, linestyles="dotted")
+        ends.append(End(right, y_last, line.name, colour))
     ax.margins(x=0.01)
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))

@@ -121,7 +121,7 @@ class Sweep:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                # process_group=0,
+                process_group=0,
             )
         return Child(cell, process, log, offset, time.monotonic(), self._share(cell))
 

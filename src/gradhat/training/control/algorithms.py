@@ -13,7 +13,7 @@ from gradhat.errors import ConfigError
 from gradhat.policies.continuous import Noisy, Uniform
 from gradhat.policies.policy import Actor
 from gradhat.policies.q_network import EpsilonGreedy
-from gradhat.training.control import on_policy, settings, worlds
+from gradhat.training.control import hogwild, on_policy, settings, worlds
 from gradhat.training.control.agent import Agent
 from gradhat.training.control.config import ControlConfig, from_json
 from gradhat.training.control.off_policy import OffPolicyAgent, Parts
@@ -227,6 +227,7 @@ class Row:
 ROWS = (
     Row(settings.Reinforce(), make_reinforce, "both", "one step along ĝ on whole episodes"),
     Row(settings.A2C(), make_a2c, "both", "one step on each batch, credit by a critic"),
+    Row(hogwild.A3C(), hogwild.make, "both", "the steps of A2C, by several workers at once"),
     Row(settings.PPO(), make_ppo, "both", "several passes over a batch, held near by a clip"),
     Row(settings.TRPO(), make_trpo, "both", "one natural step on each batch, within a KL ball"),
     Row(settings.DQN(), make_dqn, "discrete", "action values from a memory of old steps"),

@@ -46,6 +46,9 @@ class ControlConfig(Generic[L]):
     """Frames between two greedy measurements; 0 measures after the last frame only."""
     eval_episodes: int = 100
     """Episodes of such a measurement, as many of every environment."""
+    eval_max_steps: int = 2_000
+    """An episode of such a measurement that is longer is cut there: without a time limit a bad policy may
+    never end."""
     checkpoint_every: int = 50_000
     """Frames between checkpoints. A killed run loses at most the frames since the last one."""
     keep_checkpoints: int = 2
@@ -92,7 +95,16 @@ def env_kwargs(config: ControlConfig[Any]) -> dict[str, Any]:
     return found
 
 
-COUNTS = ("num_envs", "num_frames", "log_every", "eval_episodes", "checkpoint_every", "keep_checkpoints")
+COUNTS = (
+    "num_envs",
+    "num_frames",
+    "log_every",
+    "eval_episodes",
+    "eval_max_steps",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "num_threads",
+)
 
 
 def check(config: ControlConfig[Any]) -> None:
@@ -102,8 +114,6 @@ def check(config: ControlConfig[Any]) -> None:
             raise ConfigError(f"{name}={getattr(config, name)}: found a value out of range. Use 1 or more.")
     if config.eval_every < 0:
         raise ConfigError(f"eval_every={config.eval_every}: found a value out of range. Use 0 or more.")
-    if config.num_threads < 1:
-        raise ConfigError(f"num_threads={config.num_threads}: found a value out of range. Use 1 or more.")
     env_kwargs(config)
     _check_rates(config.learning)
 

@@ -1,47 +1,66 @@
 """The greedy return: what a control run is judged by."""
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from gradhat.envs.gym import World
+from gradhat.envs.gym import Float32, World
 from gradhat.errors import ConfigError
 from gradhat.intervals import mean_interval
 from gradhat.training.control.agent import Greedy
 
 
-@torch.no_grad()
-def returns(world: World, act: Greedy, num_episodes: int, seed: int) -> list[float]:
-    """Return the undiscounted returns of `num_episodes` episodes, as many of every environment.
+class Played(NamedTuple):
+    """Episodes of a policy without noise."""
 
-    The first episodes to finish would be the short ones, so their mean would not be the policy's: each
-    environment plays its share to the end, and what it plays beyond is not counted. ConfigError when the
-    episodes cannot be shared out equally.
+    returns: list[float]
+    """Undiscounted, in the environment's own unit."""
+    num_cut: int
+    """How many of them were cut, and count as far as they came."""
+
+
+@torch.no_grad()
+def play(world: World, act: Greedy, num_episodes: int, seed: int, *, max_steps: int) -> Played:
+    """Play `num_episodes` episodes, as many in every environment, cut after `max_steps`.
+
+    The first episodes to finish would be the short ones, so their mean would not be the policy's: they are
+    played in rounds, one of every environment to its end. A pure function of the seed. The cut is for worlds
+    without a time limit, where a bad policy never ends. ConfigError when the episodes cannot be shared out
+    equally.
     """
-    per_env, rest = divmod(num_episodes, world.num_envs)
+    rounds, rest = divmod(num_episodes, world.num_envs)
     if rest:
         raise ConfigError(
             f"{num_episodes} episodes over {world.num_envs} environments: each plays as many. "
             f"Use a multiple of {world.num_envs}."
         )
-    observations = world.reset(seed)
-    running = np.zeros(world.num_envs)
-    found: list[list[float]] = [[] for _ in range(world.num_envs)]
-    while any(len(mine) < per_env for mine in found):
+    returns, num_cut = list[float](), 0
+    for i in range(rounds):
+        found, cut = _round(world, act, world.reset(None if i else seed), max_steps)
+        returns += found
+        num_cut += cut
+    return Played(returns, num_cut)
+
+
+def _round(world: World, act: Greedy, observations: Float32, max_steps: int) -> Played:
+    """Play one episode of every environment, from its first observation on."""
+    returns = np.zeros(world.num_envs)
+    plays = np.ones(world.num_envs, dtype=np.bool_)
+    for _ in range(max_steps):
         step = world.step(act(torch.from_numpy(observations)).numpy())
         observations = step.observations
-        running += step.rewards * step.live
-        for i in ((step.terminated | step.truncated) & step.live).nonzero()[0]:
-            found[i].append(float(running[i]))
-            running[i] = 0.0
-    return [ret for mine in found for ret in mine[:per_env]]
+        returns += np.where(plays & step.live, step.rewards, 0)
+        plays &= ~(step.terminated | step.truncated)
+        if not plays.any():
+            break
+    return Played(returns.tolist(), int(plays.sum()))
 
 
-def summary(found: Sequence[float]) -> dict[str, float]:
-    """Return the mean with its 95 % interval as metrics."""
-    interval = mean_interval(found)
-    metrics = {"greedy/return": interval.mean}
-    if len(found) > 1:
+def summary(played: Played) -> dict[str, float]:
+    """Return the mean with its 95 % interval, and the share that was cut, as metrics."""
+    interval = mean_interval(played.returns)
+    metrics = {"greedy/return": interval.mean, "greedy/cut": played.num_cut / len(played.returns)}
+    if len(played.returns) > 1:
         metrics |= {"greedy/low": interval.low, "greedy/high": interval.high}
     return metrics

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from gradhat.envs.gym import World
-from gradhat.intervals import Interval, mean_interval
+from gradhat.intervals import mean_interval
 from gradhat.rollouts.vector import Episode
 from gradhat.training import checkpoint
 from gradhat.training.checkpoint import Checkpoint
@@ -59,6 +59,8 @@ class Session:
                 low, high = metrics.get(f"{key}/low"), metrics.get(f"{key}/high")
                 spread = f" [{low:.1f}, {high:.1f}]" if low is not None and high is not None else ""
                 parts.append(f"{name} {metrics[f'{key}/return']:.1f}{spread}")
+        if metrics.get("greedy/cut"):
+            parts.append(f"cut {metrics['greedy/cut']:.0%}")
         if "entropy" in metrics:
             parts.append(f"entropy {metrics['entropy']:.3f}")
         if "frames_per_second" in metrics:
@@ -113,10 +115,10 @@ class Session:
         """Return the summary and the closing lines."""
         last = next(line for line in reversed(run.read_metrics()) if "greedy/return" in line)
         after = {key: value for key, value in last.items() if key.startswith("greedy/")}
-        greedy = Interval(*(after.get(f"greedy/{k}", math.nan) for k in ("return", "low", "high")))
+        spread = f" [{after['greedy/low']:.1f}, {after['greedy/high']:.1f}]" if "greedy/low" in after else ""
         closing = (
-            f"done. {self.config.eval_episodes} greedy episodes: return {greedy.mean:.1f} "
-            f"[{greedy.low:.1f}, {greedy.high:.1f}]\nwatch it: gradhat watch {run.path}"
+            f"done. {self.config.eval_episodes} greedy episodes: return {after['greedy/return']:.1f}{spread}\n"
+            f"watch it: gradhat watch {run.path}"
         )
         summary = {"num_frames": self.agent.num_frames, "episodes": self.config.eval_episodes, "after": after}
         return summary, closing
@@ -135,10 +137,12 @@ class Session:
         )
 
     def _measure(self) -> dict[str, float]:
-        seed = derive(self.config.seed, "greedy", self.step)
-        return evaluate.summary(
-            evaluate.returns(self.judge, self.agent.greedy(), self.config.eval_episodes, seed)
+        config = self.config
+        seed = derive(config.seed, "greedy", self.step)
+        played = evaluate.play(
+            self.judge, self.agent.greedy(), config.eval_episodes, seed, max_steps=config.eval_max_steps
         )
+        return evaluate.summary(played)
 
 
 def prepare(config: ControlConfig[Any]) -> Session:
@@ -149,8 +153,12 @@ def prepare(config: ControlConfig[Any]) -> Session:
     check(config)
     torch.set_num_threads(config.num_threads)
     world = worlds.make(config, config.num_envs)
-    check_actions(config, world)
-    return Session(config, world, ALGORITHMS[config.algorithm].make(config, world), judge(config))
+    try:
+        check_actions(config, world)
+        return Session(config, world, ALGORITHMS[config.algorithm].make(config, world), judge(config))
+    except BaseException:
+        world.close()
+        raise
 
 
 def judge(config: ControlConfig[Any]) -> World:
