@@ -24,8 +24,8 @@ from gradhat.policies.language.policy import LanguagePolicy
 from gradhat.policies.language.weights import load, resolve
 from gradhat.rollouts.engine import Engine, Limits
 from gradhat.rollouts.episodes import Experience, Start, collect
+from gradhat.training.memory import keep_freed_memory
 from gradhat.training.optim import MasterAdamW
-from gradhat.training.text.model import keep_freed_memory
 from gradhat.trajectories import Trajectories
 
 TASK = "reasoning_gym:chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1"

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from gradhat.cli import plot
 from gradhat.cli.main import main
-from gradhat.training.results import read
+from gradhat.training.sweeps.results import read
 
 
 def run(

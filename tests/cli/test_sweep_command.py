@@ -16,7 +16,7 @@ FAKE = Path(__file__).parent.parent / "training" / "fake_train.py"
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Runs take no time, and the present folder is an empty one."""
-    monkeypatch.setattr("gradhat.training.sweep.TRAIN", (sys.executable, str(FAKE)))
+    monkeypatch.setattr("gradhat.training.sweeps.run.TRAIN", (sys.executable, str(FAKE)))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -162,7 +162,7 @@ def test_runs_that_fail_are_listed_at_the_end_those_that_fail_alike_together(
         "    sys.exit('TaskError: no ' + ('such' if seed in '12' else 'other'))\n"
         f"exec(open({str(FAKE)!r}).read())\n"
     )
-    monkeypatch.setattr("gradhat.training.sweep.TRAIN", (sys.executable, str(fake / "bad.py")))
+    monkeypatch.setattr("gradhat.training.sweeps.run.TRAIN", (sys.executable, str(fake / "bad.py")))
     assert main(words("ppo --seed 0..3 --out s")) == 1
     printed = capsys.readouterr()
     assert "failed: seed=1 and 1 more\n  TaskError: no such\n" in printed.err
@@ -175,7 +175,7 @@ def test_runs_that_fail_are_listed_at_the_end_those_that_fail_alike_together(
 def test_a_stopped_sweep_says_how_to_go_on(
     fake: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gradhat.training.sweep import Ended, Sweep
+    from gradhat.training.sweeps.run import Ended, Sweep
 
     monkeypatch.setattr(Sweep, "run", lambda self: Ended({}, True))
     assert main(words("ppo --seed 0 1 --out s")) == 130

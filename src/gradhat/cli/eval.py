@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 USAGE = "gradhat eval RUN|MODEL"
 DESCRIPTION = """gradhat eval RUN|MODEL --task TASK [FLAGS]: measure on held-out questions.
 
-A run brings its own task, system prompt and limits; flags override them."""
+A run brings its own task, system prompt and limits; flags override them.
+
+gradhat eval RUN --episodes 100: play greedily with a control run."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ def main(argv: list[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         parse(Flags(), argv, prog=USAGE, description=DESCRIPTION)
     place, argv = target(argv, "run or model", USAGE)
+    if _is_control(Path(place).expanduser()):
+        from gradhat.cli import eval_control
+
+        return eval_control.main(Path(place).expanduser(), argv)
     flags = parse(defaults(place), argv, prog=f"gradhat eval {place}", description=DESCRIPTION)
     if not flags.task:
         raise ConfigError(f"gradhat eval {place}: found no task. Name one: --task arithmetic:digits=1")
@@ -59,6 +65,13 @@ def main(argv: list[str]) -> int:
         )
     report(place, flags)
     return 0
+
+
+def _is_control(path: Path) -> bool:
+    """Return whether `path` is a run in a Gymnasium world."""
+    from gradhat.training.run_folder import RunFolder, is_run
+
+    return is_run(path) and "learning" in RunFolder(path).config()
 
 
 def defaults(place: str) -> Flags:

@@ -11,7 +11,7 @@ from gradhat.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from gradhat.lab.curves import Curve, Line
-    from gradhat.training.results import Axis, Kind, Run
+    from gradhat.training.sweeps.results import Axis, Kind, Run
 
 USAGE = "gradhat plot RUN ..."
 DESCRIPTION = """gradhat plot RUN ... [FLAGS]: learning curves of runs, or of all runs in a folder.
@@ -74,7 +74,7 @@ def stem_of(out: Path | None) -> Path | None:
 
 def read_all(places: Sequence[Path]) -> "list[Run]":
     """Return the runs in `places`. ConfigError where they are of different kinds."""
-    from gradhat.training.results import find, read
+    from gradhat.training.sweeps.results import find, read
 
     runs = [read(path) for path in dict.fromkeys(path for place in places for path in find(place))]
     other = next((run for run in runs if run.kind != runs[0].kind), None)
@@ -98,9 +98,9 @@ def axis(asked: str, kind: "Kind") -> "Axis":
 
 def default_keys(places: Sequence[Path], runs: "Sequence[Run]") -> list[str]:
     """Return what a sweep varies, or all that differs between runs; not the seed."""
-    from gradhat.training.grid import varying
-    from gradhat.training.sweep_plan import keys_of
-    from gradhat.training.sweep_table import without_seed
+    from gradhat.training.sweeps.grid import varying
+    from gradhat.training.sweeps.plan import keys_of
+    from gradhat.training.sweeps.table import without_seed
 
     swept = keys_of(places[0]) if len(places) == 1 else None
     differ = varying([run.settings for run in runs])
@@ -112,7 +112,7 @@ def default_keys(places: Sequence[Path], runs: "Sequence[Run]") -> list[str]:
 
 def check_keys(runs: "Sequence[Run]", keys: Sequence[str]) -> None:
     """ConfigError for a setting that no run has."""
-    from gradhat.training.sweep_table import value_of
+    from gradhat.training.sweeps.table import value_of
 
     for key in keys:
         if all(value_of(run.settings, key) is None for run in runs):
@@ -126,8 +126,8 @@ def check_keys(runs: "Sequence[Run]", keys: Sequence[str]) -> None:
 def drawn(runs: "Sequence[Run]", keys: Sequence[str], x: "Axis", y: str) -> "tuple[list[Line], list[str]]":
     """Return a line for every setting, and notes about settings over which it is averaged beside the seed."""
     from gradhat.lab.curves import pooled
-    from gradhat.training.grid import setting
-    from gradhat.training.sweep_table import grouped
+    from gradhat.training.sweeps.grid import setting
+    from gradhat.training.sweeps.table import grouped
 
     lines: list[Line] = []
     notes: dict[str, None] = {}
@@ -145,7 +145,7 @@ def drawn(runs: "Sequence[Run]", keys: Sequence[str], x: "Axis", y: str) -> "tup
 def points(run: "Run", x: "Axis", y: str) -> "Curve":
     """Return the curve of a run. ConfigError names near metrics where it has none of that name."""
     from gradhat.lab.curves import Curve
-    from gradhat.training.results import curve, metrics
+    from gradhat.training.sweeps.results import curve, metrics
 
     found = Curve(*curve(run, x, y))
     if not found.x:
@@ -161,8 +161,8 @@ def mixed(group: "Sequence[Run]", name: str) -> list[str]:
 
     ConfigError where that is the environment or the task: their numbers have no common scale.
     """
-    from gradhat.training.grid import shown, varying
-    from gradhat.training.sweep_table import without_seed
+    from gradhat.training.sweeps.grid import shown, varying
+    from gradhat.training.sweeps.table import without_seed
 
     differ = without_seed(varying([run.settings for run in group]))
     place = group[0].kind.place
@@ -208,7 +208,7 @@ def write(
 
 def title(runs: "Sequence[Run]", y: str) -> str:
     """Return the metric with what all runs share of algorithm and place."""
-    from gradhat.training.grid import shown
+    from gradhat.training.sweeps.grid import shown
 
     def common(key: str) -> str:
         values = {shown(run.settings.get(key)) for run in runs}

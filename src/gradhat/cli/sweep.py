@@ -16,8 +16,8 @@ from gradhat.cli.flags import parse
 from gradhat.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gradhat.training.sweep import Ended
-    from gradhat.training.sweep_plan import Plan
+    from gradhat.training.sweeps.plan import Plan
+    from gradhat.training.sweeps.run import Ended
 
 USAGE = "gradhat sweep ALGORITHM|RECIPE"
 DESCRIPTION = """gradhat sweep ppo --env CartPole-v1 --lr 1e-3 3e-4 --seed 0..4: a grid of runs on all cores.
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
     """Return the flags of the sweep itself, and the words that are those of its runs."""
-    from gradhat.training.grid import spoken
+    from gradhat.training.sweeps.grid import spoken
 
     if not argv or "-h" in argv or "--help" in argv:
         return ["--help"], []
@@ -81,14 +81,15 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def planned(words: list[str], out: Path | None) -> "Plan":
     """Return the runs of the grid. gradhat train itself reads each command: a wrong one fails here."""
-    from gradhat.training import grid, sweep_plan
+    from gradhat.training.sweeps import grid
+    from gradhat.training.sweeps import plan as planning
 
     subject, rest = (words[:1], words[1:]) if words and not words[0].startswith("-") else ([], words)
     flags = grid.flags(rest, defaults(subject))
     commands = [(*subject, *command) for command in grid.commands(flags)]
     points = [grid.Point(command, resolved(command)) for command in commands]
     keys = grid.swept(flags, points)
-    return sweep_plan.plan(out or Path("sweeps") / place(subject, points[0].config, keys), points, keys)
+    return planning.plan(out or Path("sweeps") / place(subject, points[0].config, keys), points, keys)
 
 
 def defaults(subject: Sequence[str]) -> dict[str, Any]:
@@ -117,12 +118,12 @@ def place(subject: Sequence[str], config: Mapping[str, Any], keys: Sequence[str]
 
 def run(found: "Plan", words: list[str], jobs: int) -> int:
     """Run what is not finished; print what came out."""
-    from gradhat.training import sweep_plan
-    from gradhat.training.board import Board
-    from gradhat.training.sweep import Sweep
+    from gradhat.training.sweeps import plan as planning
+    from gradhat.training.sweeps.board import Board
+    from gradhat.training.sweeps.run import Sweep
 
-    sweep_plan.write(found, words)
-    with sweep_plan.locked(found.folder):
+    planning.write(found, words)
+    with planning.locked(found.folder):
         with Board() as board:
             sweep = Sweep(found, jobs, board)
             board.say(f"sweep  {found.folder}: {len(found.cells)} runs, {sweep.done} of them finished before")
@@ -136,8 +137,8 @@ def run(found: "Plan", words: list[str], jobs: int) -> int:
 
 def report(found: "Plan") -> None:
     """Print and write the tables of the finished runs."""
-    from gradhat.training.results import finished, read
-    from gradhat.training.sweep_table import rows, rows_over_places, without_seed
+    from gradhat.training.sweeps.results import finished, read
+    from gradhat.training.sweeps.table import rows, rows_over_places, without_seed
 
     runs = [read(cell.path) for cell in found.cells if finished(cell.path)]
     if not runs:

@@ -168,12 +168,17 @@ def _check_resume(kind: Kind[Any], launch: Launch[Any], path: Path) -> None:
         raise ConfigError(
             f"--resume {path} with --out {launch.out}: a resumed run stays in its folder. Drop --out."
         )
+    mine, theirs = kind.to_json(launch.config), RunFolder(path).config()
+    if _agent(mine) != _agent(theirs):
+        raise RunError(
+            f"resume {path}: asked for {_agent(mine)}, found {_agent(theirs)} there. Go on with it as it "
+            f"was: gradhat train --resume {path}"
+        )
     here, there = launch.config, kind.read(path)
     # More of the same is the one change that leaves what was done as it was.
     longer = max(getattr(here, kind.longer), getattr(there, kind.longer))
     changed = kind.differences(here, replace(there, **{kind.longer: longer}))
     if changed:
-        mine, theirs = kind.to_json(here), kind.to_json(there)
         found = ", ".join(
             f"{name} is {_find(name, theirs)!r} there and {_find(name, mine)!r} here" for name in changed
         )
@@ -181,6 +186,11 @@ def _check_resume(kind: Kind[Any], launch: Launch[Any], path: Path) -> None:
             f"resume {path}: it was started with another config: {found}. "
             f"Resume without these flags, or start a new run."
         )
+
+
+def _agent(values: dict[str, Any]) -> str:
+    """Return what learns in the run of a config, in words."""
+    return f"a run of {values.get('algorithm')}" if "learning" in values else "a run of a language model"
 
 
 def _find(name: str, values: dict[str, Any]) -> Any:

@@ -1,18 +1,17 @@
 """`gradhat watch`: a film of a trained policy."""
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradhat.cli.flags import parse, target
-from gradhat.errors import ConfigError, RunError
+from gradhat.errors import ConfigError
 
 if TYPE_CHECKING:
+    from gradhat.training.control.agent import Greedy
     from gradhat.training.control.config import ControlConfig
-    from gradhat.training.control.session import Session
 
 Act = Callable[[Any], Any]
 """A flat observation `[O]` → an action."""
@@ -55,6 +54,7 @@ def film(run: Path, flags: Flags) -> None:
     """Play the episodes and write the film."""
     from gradhat.envs import video
     from gradhat.training.control.config import env_kwargs
+    from gradhat.training.control.session import restored
     from gradhat.training.run_folder import whole_file, writing
     from gradhat.training.seed import derive
 
@@ -62,7 +62,8 @@ def film(run: Path, flags: Flags) -> None:
     out = flags.out or run / ("watch.mp4" if find_spec("imageio_ffmpeg") else "watch.gif")
     pictures: list[video.Picture] = []
     fps = 0
-    with trained(run, config) as (session, act):
+    with restored(run) as session:
+        act = acting(session.agent.greedy())
         print(f"film   {config.algorithm} in {config.env}, the policy of step {session.step}")
         for i in range(flags.episodes):
             seed = derive(flags.seed, "watch", i)
@@ -82,8 +83,8 @@ def read(run: Path) -> "ControlConfig[Any]":
     """Return the config of a control run. ConfigError where there is nothing to see."""
     from gradhat.training.control.algorithms import read
     from gradhat.training.control.worlds import ZOO_PREFIX
-    from gradhat.training.results import CONTROL, kind_of
     from gradhat.training.run_folder import RunFolder
+    from gradhat.training.sweeps.results import CONTROL, kind_of
 
     if kind_of(RunFolder(run).config()) is not CONTROL:
         raise ConfigError(f"watch {run}: found a text run. Talk to it: gradhat chat {run}")
@@ -93,29 +94,12 @@ def read(run: Path) -> "ControlConfig[Any]":
     return config
 
 
-@contextmanager
-def trained(run: Path, config: "ControlConfig[Any]") -> "Generator[tuple[Session, Act]]":
-    """Yield the run as its newest whole checkpoint has it, and its policy without noise."""
+def acting(greedy: "Greedy") -> "Act":
+    """Return the policy for one observation at a time."""
     import torch
 
-    from gradhat.training import checkpoint
-    from gradhat.training.control.session import prepare
+    @torch.no_grad()
+    def act(observation: Any) -> Any:
+        return greedy(torch.from_numpy(observation[None])).numpy()[0]
 
-    found, damage = checkpoint.newest(run / "checkpoints")
-    if found is None:
-        raise RunError(
-            f"watch {run}: found no whole checkpoint. {' '.join(damage)} Train on first: "
-            f"gradhat train --resume {run}"
-        )
-    session = prepare(config)
-    try:
-        session.resume(found)
-        greedy = session.agent.greedy()
-
-        @torch.no_grad()
-        def act(observation: Any) -> Any:
-            return greedy(torch.from_numpy(observation[None])).numpy()[0]
-
-        yield session, act
-    finally:
-        session.close()
+    return act

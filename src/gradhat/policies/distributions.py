@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from gradhat.errors import ModelError
+
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -65,8 +67,17 @@ class Categorical(NamedTuple):
         return self.log_probs.argmax(-1)
 
     def sample(self, generator: torch.Generator) -> Tensor:
+        """ModelError where the probabilities are not finite."""
         probs = self.log_probs.detach().exp()
-        flat = torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1, generator=generator)
+        try:
+            flat = torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1, generator=generator)
+        except RuntimeError as error:
+            if bool(probs.isfinite().all()):
+                raise
+            raise ModelError(
+                "draw an action: found probabilities that are not finite. The policy has diverged; train it "
+                "with a smaller learning rate."
+            ) from error
         return flat.reshape(probs.shape[:-1])
 
     def detach(self) -> Self:

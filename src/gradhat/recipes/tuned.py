@@ -3,14 +3,94 @@
 from dataclasses import replace
 from typing import Any
 
+from gradhat.algorithms import a2c, ddpg, dqn, ppo, reinforce, sac, td3
 from gradhat.training.control.algorithms import ALGORITHMS
 from gradhat.training.control.config import ControlConfig
+from gradhat.training.control.off_policy import Memory
+from gradhat.training.control.on_policy import Network
+from gradhat.training.control.settings import A2C, DDPG, DQN, PPO, SAC, TD3, Reinforce
 
 
 def control(algorithm: str, env: str) -> ControlConfig[Any]:
     """Return the settings of `algorithm` that are tuned to `env`, or its defaults with that environment."""
-    tuned = TUNED.get((algorithm, env))
+    tuned = {(config.algorithm, config.env): config for config in TUNED}.get((algorithm, env))
     return tuned or replace(ControlConfig(ALGORITHMS[algorithm].learning), env=env)
 
 
-TUNED: dict[tuple[str, str], ControlConfig[Any]] = {}
+PENDULUM = ControlConfig(
+    DDPG(
+        memory=Memory(first_frames=500, num_steps=1, num_updates=1, batch_size=256, capacity=20_000),
+        settings=ddpg.Settings(hidden=(64, 64), gamma=0.98),
+    ),
+    env="Pendulum-v1",
+    num_envs=1,
+    num_frames=20_000,
+    log_every=1_000,
+    eval_every=5_000,
+    checkpoint_every=10_000,
+)
+
+TUNED: tuple[ControlConfig[Any], ...] = (
+    ControlConfig(
+        Reinforce(
+            network=Network(lr=1e-2),
+            settings=reinforce.Settings(gamma=0.99, baseline="critic"),
+        ),
+        num_envs=8,
+    ),
+    ControlConfig(A2C(num_steps=8, network=Network(lr=3e-3)), num_envs=16),
+    ControlConfig(
+        PPO(num_steps=32, network=Network(lr=3e-3), settings=ppo.Settings(gamma=0.98, lam=0.9)),
+        num_envs=64,
+    ),
+    ControlConfig(
+        DQN(
+            memory=Memory(capacity=50_000, num_steps=32, num_updates=128, batch_size=64),
+            settings=dqn.Settings(
+                lr=2e-3,
+                n_step=3,
+                alpha=0.6,
+                beta=0.5,
+                target_every=128,
+                epsilon_end=0.04,
+                epsilon_frames=8_000,
+            ),
+        ),
+        num_frames=50_000,
+        log_every=1_000,
+        eval_every=10_000,
+        checkpoint_every=25_000,
+    ),
+    PENDULUM,
+    replace(
+        PENDULUM,
+        learning=TD3(
+            memory=PENDULUM.learning.memory, settings=td3.Settings(lr=1e-3, hidden=(64, 64), gamma=0.98)
+        ),
+    ),
+    replace(
+        PENDULUM,
+        learning=SAC(memory=PENDULUM.learning.memory, settings=sac.Settings(lr=1e-3, hidden=(64, 64))),
+    ),
+    ControlConfig(
+        PPO(
+            num_steps=64,
+            network=Network(lr=2e-3, normalize_observations=True),
+            settings=ppo.Settings(num_epochs=6),
+        ),
+        env="Acrobot-v1",
+        num_envs=16,
+        num_frames=300_000,
+    ),
+    ControlConfig(
+        A2C(
+            num_steps=16,
+            network=Network(lr=3e-3, normalize_observations=True),
+            settings=a2c.Settings(entropy_coef=0.01),
+        ),
+        env="Acrobot-v1",
+        num_envs=16,
+        num_frames=300_000,
+    ),
+)
+"""A config for each pair; what it does not name is a default."""

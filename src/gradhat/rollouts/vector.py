@@ -14,11 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradhat.envs.gym import Step, World
+from gradhat.errors import TaskError
 from gradhat.policies.policy import Actor
 from gradhat.rollouts.normalize import RewardScale, RunningMoments, normalise
 from gradhat.trajectories import Trajectories
 
 Floats = NDArray[np.float32]
+
+LONGEST = 100_000
+"""Steps after which an episode is held to be endless."""
 
 
 class Episode(NamedTuple):
@@ -79,12 +83,19 @@ class Collector:
         """Begin anew everywhere; return the first `per_env` episodes of each environment, one a row.
 
         Their number is fixed in advance, so ĝ over them is unbiased. Environments that are done early go on
-        until the last one is: those frames count, and are dropped.
+        until the last one is: those frames count, and are dropped. TaskError where one does not end within
+        `LONGEST` steps.
         """
         self._begin_anew()
         lived: list[_Moment] = []
         ends = np.zeros(self.world.num_envs, dtype=np.int64)
         while (ends < per_env).any():
+            if len(lived) == per_env * LONGEST:
+                raise TaskError(
+                    f"{self.world.name}: {per_env} whole episodes of each environment were asked for, found "
+                    f"one that goes on after {LONGEST} steps. Use an environment with a time limit, or an "
+                    "algorithm that learns from parts of episodes, such as a2c or ppo."
+                )
             lived.append(self._step(actor, generator))
             ends += (lived[-1].terminated | lived[-1].truncated) & lived[-1].live
         return _by_episode(self._pack(lived, version), per_env)

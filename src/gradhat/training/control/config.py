@@ -118,8 +118,28 @@ def check(config: ControlConfig[Any]) -> None:
     _check_rates(config.learning)
 
 
-FRACTIONS = ("gamma", "lam", "tau")
-POSITIVE = ("lr", "max_grad_norm", "num_steps", "num_epochs", "num_minibatches", "capacity", "batch_size")
+FRACTIONS = ("gamma", "lam", "tau", "epsilon_start", "epsilon_end")
+POSITIVE = (
+    *("lr", "max_grad_norm", "max_kl", "temperature", "noise", "delta"),
+    *(
+        "num_workers",
+        "num_steps",
+        "episodes_per_env",
+        "num_updates",
+        "capacity",
+        "batch_size",
+        "epsilon_frames",
+    ),
+    *(
+        "num_epochs",
+        "num_minibatches",
+        "value_minibatches",
+        "target_every",
+        "actor_every",
+        "n_step",
+        "num_atoms",
+    ),
+)
 
 
 def _check_rates(settings: Any) -> None:
@@ -132,6 +152,8 @@ def _check_rates(settings: Any) -> None:
             raise ConfigError(f"{field.name}={value}: found a value out of range. Use 0 to 1.")
         elif field.name in POSITIVE and not value > 0:
             raise ConfigError(f"{field.name}={value}: found a value out of range. Use more than 0.")
+        elif field.name == "hidden" and not (value and min(value) > 0):
+            raise ConfigError(f"hidden={value}: found no layers of neurons. Give widths, such as 64 64.")
 
 
 def _filled(default: D, values: Mapping[str, Any], origin: str) -> D:

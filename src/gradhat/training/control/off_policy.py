@@ -11,6 +11,7 @@ from torch import Tensor
 from gradhat.algorithms import off_policy
 from gradhat.algorithms.off_policy import Update
 from gradhat.envs.gym import World
+from gradhat.errors import ConfigError
 from gradhat.policies.policy import Actor
 from gradhat.rollouts.replay import Replay
 from gradhat.rollouts.vector import Collector, Episode
@@ -68,6 +69,13 @@ class OffPolicyAgent:
         seed: int,
         last_frame: int,
     ) -> None:
+        room = memory.capacity // world.num_envs
+        if room < memory.num_steps:
+            raise ConfigError(
+                f"capacity={memory.capacity} with num_envs={world.num_envs} and num_steps="
+                f"{memory.num_steps}: found room for {room} of each environment's steps. Use a capacity of "
+                f"{memory.num_steps * world.num_envs} or more."
+            )
         self.memory, self.parts, self.generator, self.last_frame = memory, parts, generator, last_frame
         self.collector = Collector(world, seed=derive(seed, "world"))
         self.draws = np.random.default_rng(derive(seed, "replay"))

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ import torch
 from safetensors.torch import load_file
 
 from gradhat.envs.gym import World
+from gradhat.errors import RunError
 from gradhat.intervals import mean_interval
 from gradhat.rollouts.vector import Episode
 from gradhat.training import checkpoint
 from gradhat.training.checkpoint import Checkpoint
 from gradhat.training.control import evaluate, worlds
 from gradhat.training.control.agent import Agent
-from gradhat.training.control.algorithms import ALGORITHMS, check_actions
+from gradhat.training.control.algorithms import ALGORITHMS, check_actions, read
 from gradhat.training.control.config import ControlConfig, check
 from gradhat.training.log import Log, duration
+from gradhat.training.memory import keep_freed_memory
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.seed import derive
 
@@ -117,8 +120,8 @@ class Session:
         after = {key: value for key, value in last.items() if key.startswith("greedy/")}
         spread = f" [{after['greedy/low']:.1f}, {after['greedy/high']:.1f}]" if "greedy/low" in after else ""
         closing = (
-            f"done. {self.config.eval_episodes} greedy episodes: return {after['greedy/return']:.1f}{spread}\n"
-            f"watch it: gradhat watch {run.path}"
+            f"done. {self.config.eval_episodes} greedy episodes: return {after['greedy/return']:.1f}"
+            f"{spread}\nwatch it: gradhat watch {run.path}"
         )
         summary = {"num_frames": self.agent.num_frames, "episodes": self.config.eval_episodes, "after": after}
         return summary, closing
@@ -136,13 +139,37 @@ class Session:
             > ((self.step - 1) * self.config.log_every) // every
         )
 
-    def _measure(self) -> dict[str, float]:
+    def play(self, seed: int) -> evaluate.Played:
+        """Play the episodes of a greedy measurement with the present policy."""
         config = self.config
-        seed = derive(config.seed, "greedy", self.step)
-        played = evaluate.play(
+        return evaluate.play(
             self.judge, self.agent.greedy(), config.eval_episodes, seed, max_steps=config.eval_max_steps
         )
-        return evaluate.summary(played)
+
+    def _measure(self) -> dict[str, float]:
+        return evaluate.summary(self.play(derive(self.config.seed, "greedy", self.step)))
+
+
+@contextmanager
+def restored(run: Path) -> Generator[Session]:
+    """Yield the control run in the folder `run` as its newest whole checkpoint has it, and close it."""
+    session = prepare(read(run))
+    try:
+        restore(session, run)
+        yield session
+    finally:
+        session.close()
+
+
+def restore(session: Session, run: Path) -> None:
+    """Put the newest whole checkpoint of `run` into `session`. RunError when there is none."""
+    found, damage = checkpoint.newest(run / "checkpoints")
+    if found is None:
+        reason = " ".join(damage) or "found none yet."
+        raise RunError(
+            f"use the newest checkpoint of {run}: {reason} Train on first: gradhat train --resume {run}"
+        )
+    session.resume(found)
 
 
 def prepare(config: ControlConfig[Any]) -> Session:
@@ -152,6 +179,7 @@ def prepare(config: ControlConfig[Any]) -> Session:
     """
     check(config)
     torch.set_num_threads(config.num_threads)
+    keep_freed_memory()
     world = worlds.make(config, config.num_envs)
     try:
         check_actions(config, world)

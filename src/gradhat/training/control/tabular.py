@@ -9,6 +9,7 @@ from gradhat.algorithms import tabular_control, tabular_errors
 from gradhat.algorithms.tabular_control import CONTROL, Settings
 from gradhat.algorithms.tabular_errors import Truth
 from gradhat.envs.gym import World
+from gradhat.errors import ConfigError
 from gradhat.exact.mdp import TabularMDP
 from gradhat.policies.action_values import EpsilonGreedyTable
 from gradhat.policies.policy import Actor
@@ -37,7 +38,10 @@ class TabularAgent:
     ) -> None:
         self.rule, self.settings, self.num_steps = CONTROL[rule], settings, num_steps
         self.table = tabular_control.init(mdp.num_observations, mdp.num_actions)
-        self.truth: Truth = tabular_errors.truth(mdp)
+        try:
+            self.truth: Truth = tabular_errors.truth(mdp)
+        except ValueError as error:
+            raise ConfigError(f"{rule} in {world.name}: {error}") from error
         self.generator = torch.Generator().manual_seed(derive(seed, "policy"))
         self.collector = Collector(world, seed=derive(seed, "world"))
 

@@ -41,4 +41,9 @@ def _of_zoo(config: ControlConfig[Any]) -> TabularMDP:
     name = config.env.removeprefix(ZOO_PREFIX)
     if name not in ZOO:
         raise ConfigError(f"--env {config.env}: found no such world in the zoo. Known: {', '.join(ZOO)}.")
+    if config.env_args:
+        raise ConfigError(
+            f"--env {config.env} --env-args {' '.join(config.env_args)}: found a world of the zoo, which "
+            "takes no arguments. Drop --env-args."
+        )
     return ZOO[name]()

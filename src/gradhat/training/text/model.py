@@ -1,7 +1,5 @@
 """From a name on the command line to a network in memory: what training, eval and chat have in common."""
 
-import ctypes
-import platform
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +11,6 @@ from gradhat.training import checkpoint
 from gradhat.training.run_folder import is_run
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Names of `mallopt`'s parameters in glibc's malloc.h."""
 
 
 def find(place: str) -> Path:
@@ -48,16 +43,3 @@ def set_threads(num_threads: int | None) -> None:
     """Limit the tensor library to `num_threads`; None leaves its choice."""
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep the large blocks that tensors free, instead of giving each back to the system.
-
-    Every step allocates the same blocks again, and taking them from the system costs a page fault per 4 KiB:
-    a fifth of the time of a training pass here (docs/log.md). Does nothing where there is no glibc.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-    libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -17,6 +17,7 @@ from gradhat.rollouts.engine import Engine, Limits
 from gradhat.rollouts.episodes import Experience, collect
 from gradhat.training.checkpoint import Checkpoint
 from gradhat.training.log import Log, progress_line
+from gradhat.training.memory import keep_freed_memory
 from gradhat.training.optim import MasterAdamW
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.seed import derive
@@ -24,7 +25,7 @@ from gradhat.training.text import metrics, model_checkpoint
 from gradhat.training.text.config import TrainConfig
 from gradhat.training.text.evaluate import Interval, Measurement, measure
 from gradhat.training.text.learner import Learner, make_learner
-from gradhat.training.text.model import compute_dtype, keep_freed_memory, set_threads
+from gradhat.training.text.model import compute_dtype, set_threads
 from gradhat.training.text.rollouts import write_rollouts
 from gradhat.training.text.source import Source
 from gradhat.trajectories import Trajectories

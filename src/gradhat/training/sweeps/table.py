@@ -5,8 +5,8 @@ from typing import Any
 
 from gradhat.errors import ConfigError
 from gradhat.intervals import Interval, interquartile_interval, mean_interval
-from gradhat.training.grid import shown
-from gradhat.training.results import Run, outcome
+from gradhat.training.sweeps.grid import shown
+from gradhat.training.sweeps.results import Run, outcome
 
 SEED = "seed"
 

@@ -12,11 +12,11 @@ from types import MethodType
 import pytest
 
 from gradhat.errors import ConfigError, RunError
-from gradhat.training import sweep as sweeping
-from gradhat.training.board import Board
-from gradhat.training.grid import Point
-from gradhat.training.sweep import Child, Ended, Sweep
-from gradhat.training.sweep_plan import Plan, keys_of, locked, plan, write
+from gradhat.training.sweeps import run as sweeping
+from gradhat.training.sweeps.board import Board
+from gradhat.training.sweeps.grid import Point
+from gradhat.training.sweeps.plan import Plan, keys_of, locked, plan, write
+from gradhat.training.sweeps.run import Child, Ended, Sweep
 
 FAKE = Path(__file__).with_name("fake_train.py")
 TRAIN = (sys.executable, str(FAKE))

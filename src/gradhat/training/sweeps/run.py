@@ -20,11 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from gradhat.training.board import Board, Progress
 from gradhat.training.interrupt import Interrupt
 from gradhat.training.log import duration
-from gradhat.training.results import finished, kind_of, outcome, read
-from gradhat.training.sweep_plan import LOGS, Cell, Plan
+from gradhat.training.sweeps.board import Board, Progress
+from gradhat.training.sweeps.plan import LOGS, Cell, Plan
+from gradhat.training.sweeps.results import finished, kind_of, outcome, read
 
 TRAIN = (sys.executable, "-m", "gradhat.cli.main", "train")
 POLL = 0.1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gradhat.errors import RunError
-from gradhat.training.results import CONTROL, TEXT, Run, curve, find, kind_of, metrics, outcome, read
+from gradhat.training.sweeps.results import CONTROL, TEXT, Run, curve, find, kind_of, metrics, outcome, read
 
 
 def made(path: Path, config: dict[str, Any], lines: list[dict[str, Any]], after: Any = None) -> Path:

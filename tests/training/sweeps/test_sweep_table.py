@@ -9,8 +9,8 @@ from scipy import stats
 
 from gradhat.errors import ConfigError
 from gradhat.intervals import interquartile_interval
-from gradhat.training.results import CONTROL, Run
-from gradhat.training.sweep_table import grouped, rows, rows_over_places, value_of, without_seed
+from gradhat.training.sweeps.results import CONTROL, Run
+from gradhat.training.sweeps.table import grouped, rows, rows_over_places, value_of, without_seed
 
 
 def run(score: float, training: float = 0.0, **settings: Any) -> Run:

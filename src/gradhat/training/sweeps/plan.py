@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradhat.errors import ConfigError, RunError
-from gradhat.training.grid import Point, flat, name_of, shown, varying
 from gradhat.training.run_folder import whole_file, writing
+from gradhat.training.sweeps.grid import Point, flat, name_of, shown, varying
 
 PLAN = "sweep.json"
 LOGS = "logs"

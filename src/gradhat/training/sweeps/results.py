@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gradhat.errors import RunError
-from gradhat.training.grid import flat
 from gradhat.training.run_folder import RunFolder, is_run
+from gradhat.training.sweeps.grid import flat
 
 LAST = 0.1
 """The part of a run over which the training average is taken."""

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from gradhat.training.board import LIVE, PLAIN, Board, Progress, line
+from gradhat.training.sweeps.board import LIVE, PLAIN, Board, Progress, line
 
 WHOLE = Progress(10, 3, 2, 1, 12345.6, "frames", 125.0)
 

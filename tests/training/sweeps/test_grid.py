@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gradhat.errors import ConfigError
-from gradhat.training.grid import Point, commands, flags, flat, name_of, spoken, swept, varying
+from gradhat.training.sweeps.grid import Point, commands, flags, flat, name_of, spoken, swept, varying
 
 DEFAULTS = {
     "env": "CartPole-v1",

@@ -1,0 +1,50 @@
+"""`gradhat eval` of a control run: the greedy return of its newest checkpoint."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gradhat.cli.flags import parse
+
+DESCRIPTION = (
+    """gradhat eval RUN [FLAGS]: play episodes greedily with the newest checkpoint of a control run."""
+)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What is measured."""
+
+    episodes: int = 100
+    """Episodes, as many in every environment that is played."""
+    seed: int = 0
+    """Chooses the first states. The same seed gives the same episodes."""
+
+
+def main(run: Path, argv: list[str]) -> int:
+    """Print the mean return with its interval, the interquartile mean and the extremes."""
+    from gradhat.intervals import interquartile_mean
+    from gradhat.training.control import evaluate
+    from gradhat.training.control.algorithms import read
+    from gradhat.training.control.session import prepare, restore
+    from gradhat.training.seed import derive
+
+    flags = parse(Flags(), argv, prog=f"gradhat eval {run}", description=DESCRIPTION)
+    config = replace(read(run), eval_episodes=flags.episodes)
+    session = prepare(config)
+    try:
+        restore(session, run)
+        played = session.play(derive(flags.seed, "eval"))
+        step = session.step
+    finally:
+        session.close()
+    found = evaluate.summary(played)
+    interval = f" [{found['greedy/low']:.1f}, {found['greedy/high']:.1f}]" if "greedy/low" in found else ""
+    print(f"run      {run}, step {step}\nenv      {config.env}: {flags.episodes} episodes, greedy")
+    print(f"return   mean {found['greedy/return']:.1f}{interval}")
+    print(
+        f"         interquartile mean {interquartile_mean(played.returns):.1f}, "
+        f"least {min(played.returns):.1f}, most {max(played.returns):.1f}"
+    )
+    if played.num_cut:
+        print(f"         {played.num_cut} episodes were cut after {config.eval_max_steps} steps")
+    return 0
