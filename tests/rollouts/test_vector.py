@@ -17,6 +17,7 @@ from torch import Tensor
 from gradhat.envs.gym import GymSpec, World, make
 from gradhat.envs.tabular import TabularVectorEnv
 from gradhat.errors import TaskError
+from gradhat.exact.mdp import tabular
 from gradhat.exact.zoo import ZOO
 from gradhat.policies.mlp import ActorCritic, MLPPolicy
 from gradhat.rollouts import vector
@@ -157,6 +158,18 @@ def test_a_step_of_the_world_itself_is_no_frame() -> None:
     assert collector.num_frames == int(found.mask.sum())
 
 
+def test_an_end_without_an_own_step_is_none_of_the_policys() -> None:
+    """Half the trajectories of this bandit begin where they end."""
+    bandit = ZOO["bandit"]()
+    mdp = tabular(
+        bandit.transition, bandit.reward, torch.full((2,), 0.5), gamma=1.0, terminal=bandit.terminal
+    )
+    collector = Collector(World(TabularVectorEnv(mdp, N), "bandit"), seed=SEED)
+    found = collector.collect(Dice(3), T, generator(), version=0)
+    assert 10 < int(found.mask.sum()) < N * T / 2
+    assert torch.equal(found.terminated, found.mask) and len(collector.drain()) == int(found.mask.sum())
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_call_goes_on_where_the_last_one_was_cut(mode: str) -> None:
     whole, parts = Collector(ticker(mode), seed=SEED), Collector(ticker(mode), seed=SEED)
@@ -171,8 +184,6 @@ def test_a_call_goes_on_where_the_last_one_was_cut(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("per_env", [1, 3])
 def test_episodes_are_the_first_whole_ones_of_each_environment(mode: str, per_env: int) -> None:
-    collector = Collector(ticker(mode), seed=SEED)
-    collector.collect(Chooser(), 2, generator(), version=0)
     collector = Collector(ticker(mode), seed=SEED)
     found = collector.episodes(Chooser(), per_env, generator(), version=2)
     assert len(found) == N * per_env and found.version.tolist() == [2] * len(found)
@@ -213,21 +224,8 @@ def test_an_endless_episode_is_an_error_and_not_a_hang(monkeypatch: pytest.Monke
         collector.episodes(Chooser(), 1, generator(), version=0)
 
 
-def acted_on(collector: Collector, actor: Chooser, num_steps: int) -> tuple[Trajectories, list[Any]]:
-    """Collect, and list what a loop says is acted on: own observations, and the present one."""
-    found = collector.collect(actor, num_steps, generator(), version=0)
-    rows: list[Any] = []
-    for i, seed in enumerate(seeds_of(SEED, N)):
-        count = int(found.mask[i].sum())
-        waits = collector.world.autoreset is AutoresetMode.NEXT_STEP and bool(
-            (found.terminated | found.truncated)[i, -1]
-        )
-        rows += [step.seen for step in alone(Ticker(), count + (not waits), seed=seed)]
-    return found, rows
-
-
 class Plain(Chooser):
-    """Acts on the raw observations of a twin: what is normalised leads to other actions."""
+    """Always the same action: normalised or not, the world answers the same."""
 
     def act(self, observations: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         self.shown.append(observations.clone())
@@ -299,10 +297,22 @@ def test_rewards_are_divided_by_the_deviation_of_the_discounted_return(mode: str
                 running[i] = gamma * running[i] + float(plain.rewards[i, t])
                 all_of_them.append(running[i])
         deviation = np.std(all_of_them) or 1.0
-        wanted = np.clip(plain.rewards[:, t] / deviation, -CLIP, CLIP) * plain.mask[:, t]
+        wanted = (plain.rewards[:, t] / deviation).clamp(-CLIP, CLIP) * plain.mask[:, t]
         np.testing.assert_allclose(scaled.rewards[:, t], wanted, rtol=1e-5)
         running[(plain.terminated | plain.truncated)[:, t].numpy()] = 0
     assert torch.equal(scaled.mask, plain.mask) and collector.drain() == raw.drain()
+
+
+def test_a_discounted_return_does_not_reach_over_a_reset() -> None:
+    scaled = Collector(ticker(), seed=SEED, normalize_rewards=True, gamma=0.9)
+    raw = Collector(ticker(), seed=SEED)
+    (cut, first), (plain, rewards) = (
+        (c.collect(Plain(), 1, generator(), version=0), c.episodes(Plain(), 1, generator(), version=0))
+        for c in (scaled, raw)
+    )
+    assert not (cut.terminated | cut.truncated).all(), "some episodes were going on"
+    seen = np.concatenate([plain.rewards[:, 0], rewards.rewards[:, 0]])
+    np.testing.assert_allclose(first.rewards[:, 0], rewards.rewards[:, 0] / np.std(seen), rtol=1e-5)
 
 
 def native() -> World:
@@ -360,8 +370,7 @@ def test_logp_is_that_of_the_stored_action_for_the_stored_observation(env: str) 
         log_std=1.0,
         generator=generator(),
     )
-    for weight in module.actor.weights:
-        weight.data *= 5
+    module.actor.weights[-1].data *= 100
     policy = MLPPolicy(module)
     collector = Collector(world, seed=SEED, normalize_observations=True)
     found = collector.collect(policy, T, generator(), version=0)
