@@ -1,6 +1,5 @@
 """What the pages say and what the code does are one."""
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -32,19 +31,23 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 
 def test_every_setting_that_a_page_names_is_one() -> None:
+    from gradhat.cli.flags import names
     from gradhat.cli.train import Launch
+    from gradhat.recipes.tuned import control
+    from gradhat.training.control.algorithms import ALGORITHMS
     from gradhat.training.text.config import TrainConfig
 
-    pages = [ROOT / "README.md", *(ROOT / "docs/algorithms").glob("*.md")]
+    pages = [ROOT / "README.md", ROOT / "docs/control.md", *(ROOT / "docs/algorithms").glob("*.md")]
     commands = [
         c
         for page in pages
         for c in re.findall(r"^ +(?:\S*/)?gradhat train .*$", page.read_text(), re.MULTILINE)
     ]
-    known = {f.name for cls in (TrainConfig, Launch) for f in dataclasses.fields(cls)}
+    configs = [TrainConfig(), *(control(name, "CartPole-v1") for name in ALGORITHMS)]
+    known = {flag for config in configs for flag in names(Launch(config))}
     flags = {flag for c in commands for flag in re.findall(r"--([a-z-]+)", c.partition("#")[0])}
     assert len(flags) > 3
-    assert not {flag for flag in flags if flag.replace("-", "_").removeprefix("no_") not in known}
+    assert not {flag for flag in flags if f"--{flag.removeprefix('no-')}" not in known}
 
 
 def test_the_task_in_the_readme_works(tmp_path: Path) -> None:

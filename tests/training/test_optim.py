@@ -1,4 +1,6 @@
-"""AdamW on masters against torch's own and the paper's formula, in float32, bfloat16 and after a restart."""
+"""AdamW on masters, and Adam for small networks, against torch's own and the paper's formula, in every type
+and after a restart.
+"""
 
 import math
 from pathlib import Path
@@ -9,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gradhat.errors import RunError
-from gradhat.training.optim import MasterAdamW
+from gradhat.training.optim import MasterAdamW, SmallAdam
 
 SETTINGS = {"lr": 3e-3, "betas": (0.8, 0.97), "weight_decay": 0.1}
 
@@ -278,3 +280,93 @@ def test_the_state_of_another_network_is_refused_and_changes_nothing(
     with pytest.raises(RunError, match=f"restore .* tensors .*, such as {name}.*Use a checkpoint"):
         optimizer.restore(**given)
     assert_equal(snapshot({**optimizer.masters(), **optimizer.state()}), before)
+
+
+SMALL = {"lr": 3e-3, "eps": 1e-5}
+
+
+def push(net: nn.Module, optimizer: SmallAdam, *parts: dict[str, Tensor]) -> None:
+    """Add up the gradients of micro-batches where autograd does."""
+    for part in parts:
+        for name, weight in net.named_parameters():
+            gradient = part[name].to(weight.dtype)
+            weight.grad = gradient if weight.grad is None else weight.grad + gradient
+        optimizer.accumulate()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0.01, 1.0, 100.0], ids=["unclipped", "clipped", "clipped hard"])
+def test_small_adam_is_torchs_with_clipping(size: float, dtype: torch.dtype) -> None:
+    """Two micro-batches a step, and a learning rate that changes."""
+    net, twin = Net(dtype), Net(dtype)
+    ours = SmallAdam(net.parameters(), max_grad_norm=0.5, **SMALL)
+    theirs = torch.optim.Adam(twin.parameters(), **SMALL)
+    for step in range(6):
+        ours.lr = theirs.param_groups[0]["lr"] = 3e-3 / (step + 1)
+        parts = gradients(2 * step, size), gradients(2 * step + 1, size)
+        push(net, ours, *parts)
+        for name, weight in twin.named_parameters():
+            weight.grad = (parts[0][name] + parts[1][name]).to(dtype)
+        norm = nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+        theirs.step()
+        found = ours.step()
+        assert found.grad_norm == pytest.approx(float(norm), rel=1e-6) and not found.skipped
+        assert (norm > 0.5) == (size > 0.01)
+        for mine, other in zip(net.parameters(), twin.parameters(), strict=True):
+            tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+            torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance)
+            assert mine.grad is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_small_adam_is_not_moved_by_a_gradient_that_is_not_finite(bad: float) -> None:
+    net, twin = Net(torch.float32), Net(torch.float32)
+    optimizer, undisturbed = (SmallAdam(n.parameters(), max_grad_norm=0.5, **SMALL) for n in (net, twin))
+    for step in range(3):
+        spoilt = gradients(9)
+        spoilt["scale"][3] = bad
+        push(net, optimizer, spoilt)
+        found = optimizer.step()
+        assert found.skipped and not math.isfinite(found.grad_norm)
+        for module, optim in ((net, optimizer), (twin, undisturbed)):
+            push(module, optim, gradients(step))
+            assert not optim.step().skipped
+    assert_equal(dict(net.named_parameters()), dict(twin.named_parameters()))
+    assert_equal(optimizer.state(), undisturbed.state())
+
+
+def test_small_adam_leaves_a_parameter_without_gradient_where_it_is() -> None:
+    """A critic is fitted alone: momentum of the actor must not drag it along."""
+    net = Net(torch.float32)
+    optimizer = SmallAdam(net.parameters(), **SMALL)
+    assert optimizer.step() == (0.0, False)
+    push(net, optimizer, gradients(0))
+    optimizer.step()
+    before = snapshot(dict(net.named_parameters()))
+    net.scale.grad = gradients(1)["scale"]
+    optimizer.step()
+    moved = {name for name, weight in net.named_parameters() if not torch.equal(weight, before[name])}
+    assert moved == {"scale"}
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_restored_small_adam_goes_on_to_the_bit(steps: int, tmp_path: Path) -> None:
+    net, other = Net(torch.float32), Net(torch.float32)
+    optimizer, resumed = (SmallAdam(n.parameters(), max_grad_norm=0.5, **SMALL) for n in (net, other))
+    for step in range(steps):
+        push(net, optimizer, gradients(step))
+        optimizer.step()
+    save_file(optimizer.state(), tmp_path / "state.safetensors")
+    push(other, resumed, gradients(77))  # A history of its own, to be forgotten.
+    resumed.step()
+    other.load_state_dict(net.state_dict())
+    kept = load_file(tmp_path / "state.safetensors")
+    resumed.restore(kept)
+    before = snapshot(kept)
+    for step in range(steps, steps + 3):
+        for module, optim in ((net, optimizer), (other, resumed)):
+            push(module, optim, gradients(step))
+        assert resumed.step() == optimizer.step()
+        assert_equal(dict(other.named_parameters()), dict(net.named_parameters()))
+        assert_equal(resumed.state(), optimizer.state())
+    assert_equal(kept, before)

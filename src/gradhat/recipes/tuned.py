@@ -17,35 +17,17 @@ def control(algorithm: str, env: str) -> ControlConfig[Any]:
     return tuned or replace(ControlConfig(ALGORITHMS[algorithm].learning), env=env)
 
 
-PENDULUM = ControlConfig(
-    DDPG(
-        memory=Memory(first_frames=500, num_steps=1, num_updates=1, batch_size=256, capacity=20_000),
-        settings=ddpg.Settings(hidden=(64, 64), gamma=0.98),
-    ),
-    env="Pendulum-v1",
-    num_envs=1,
-    num_frames=20_000,
-    log_every=1_000,
-    eval_every=5_000,
-    checkpoint_every=10_000,
-)
-
-TUNED: tuple[ControlConfig[Any], ...] = (
+CARTPOLE = (
     ControlConfig(
-        Reinforce(
-            network=Network(lr=1e-2),
-            settings=reinforce.Settings(gamma=0.99, baseline="critic"),
-        ),
-        num_envs=8,
+        Reinforce(network=Network(lr=1e-2), settings=reinforce.Settings(gamma=0.99, baseline="critic")),
     ),
-    ControlConfig(A2C(num_steps=8, network=Network(lr=3e-3)), num_envs=16),
+    ControlConfig(A2C(num_steps=8, network=Network(lr=3e-3, max_grad_norm=10.0)), num_envs=16),
     ControlConfig(
-        PPO(num_steps=32, network=Network(lr=3e-3), settings=ppo.Settings(gamma=0.98, lam=0.9)),
-        num_envs=64,
+        PPO(num_steps=32, network=Network(lr=3e-3), settings=ppo.Settings(gamma=0.98, lam=0.9)), num_envs=64
     ),
     ControlConfig(
         DQN(
-            memory=Memory(capacity=50_000, num_steps=32, num_updates=128, batch_size=64),
+            memory=Memory(capacity=50_000, num_steps=32, num_updates=128),
             settings=dqn.Settings(
                 lr=2e-3,
                 n_step=3,
@@ -61,36 +43,73 @@ TUNED: tuple[ControlConfig[Any], ...] = (
         eval_every=10_000,
         checkpoint_every=25_000,
     ),
-    PENDULUM,
-    replace(
-        PENDULUM,
-        learning=TD3(
-            memory=PENDULUM.learning.memory, settings=td3.Settings(lr=1e-3, hidden=(64, 64), gamma=0.98)
-        ),
-    ),
-    replace(
-        PENDULUM,
-        learning=SAC(memory=PENDULUM.learning.memory, settings=sac.Settings(lr=1e-3, hidden=(64, 64))),
-    ),
-    ControlConfig(
-        PPO(
-            num_steps=64,
-            network=Network(lr=2e-3, normalize_observations=True),
-            settings=ppo.Settings(num_epochs=6),
-        ),
-        env="Acrobot-v1",
-        num_envs=16,
-        num_frames=300_000,
-    ),
+)
+
+SCALED = Network(lr=2.5e-3, normalize_observations=True, normalize_rewards=True)
+
+ACROBOT = (
     ControlConfig(
         A2C(
-            num_steps=16,
-            network=Network(lr=3e-3, normalize_observations=True),
+            network=replace(SCALED, lr=3e-3, max_grad_norm=10.0),
             settings=a2c.Settings(entropy_coef=0.01),
         ),
         env="Acrobot-v1",
         num_envs=16,
         num_frames=300_000,
     ),
+    ControlConfig(
+        PPO(network=SCALED, settings=ppo.Settings(num_epochs=10)),
+        env="Acrobot-v1",
+        num_envs=16,
+        num_frames=300_000,
+    ),
+    ControlConfig(
+        DQN(
+            memory=Memory(num_steps=16, num_updates=64, lr_end=0.0),
+            settings=dqn.Settings(hidden=(128, 128), n_step=3, epsilon_end=0.02, epsilon_frames=15_000),
+        ),
+        env="Acrobot-v1",
+        num_frames=100_000,
+        log_every=1_000,
+        eval_every=10_000,
+        checkpoint_every=25_000,
+    ),
 )
+
+PENDULUM_MEMORY = Memory(capacity=20_000, first_frames=500, num_steps=1, num_updates=1, batch_size=256)
+
+PENDULUM = tuple(
+    ControlConfig[Any](
+        learning,
+        env="Pendulum-v1",
+        num_envs=1,
+        num_frames=20_000,
+        log_every=1_000,
+        eval_every=5_000,
+        checkpoint_every=10_000,
+    )
+    for learning in (
+        DDPG(memory=PENDULUM_MEMORY, settings=ddpg.Settings(hidden=(64, 64), gamma=0.98)),
+        TD3(memory=PENDULUM_MEMORY, settings=td3.Settings(lr=1e-3, hidden=(64, 64), gamma=0.98)),
+        SAC(memory=PENDULUM_MEMORY, settings=sac.Settings(lr=1e-3, hidden=(64, 64))),
+    )
+)
+
+LUNAR_LANDER = (
+    ControlConfig(
+        PPO(
+            num_steps=512,
+            network=Network(normalize_rewards=True),
+            settings=ppo.Settings(gamma=0.999, lam=0.98, num_epochs=5, num_minibatches=16, entropy_coef=0.01),
+        ),
+        env="LunarLander-v3",
+        num_envs=16,
+        num_frames=1_000_000,
+        log_every=10_000,
+        eval_every=100_000,
+        checkpoint_every=250_000,
+    ),
+)
+
+TUNED: tuple[ControlConfig[Any], ...] = (*CARTPOLE, *ACROBOT, *PENDULUM, *LUNAR_LANDER)
 """A config for each pair; what it does not name is a default."""
