@@ -76,6 +76,20 @@ ACROBOT = (
     ),
 )
 
+MOUNTAIN_CAR = (
+    # The goal is some hundred steps away and pays once: long returns carry it back.
+    ControlConfig(
+        DQN(
+            memory=Memory(num_steps=16, num_updates=64, batch_size=128, lr_end=0.0),
+            settings=dqn.Settings(
+                lr=2e-3, hidden=(128, 128), n_step=10, target_every=500, epsilon_frames=20_000
+            ),
+        ),
+        env="MountainCar-v0",
+        num_frames=120_000,
+    ),
+)
+
 PENDULUM_MEMORY = Memory(capacity=20_000, first_frames=500, num_steps=1, num_updates=1, batch_size=256)
 
 PENDULUM = tuple(
@@ -111,5 +125,5 @@ LUNAR_LANDER = (
     ),
 )
 
-TUNED: tuple[ControlConfig[Any], ...] = (*CARTPOLE, *ACROBOT, *PENDULUM, *LUNAR_LANDER)
+TUNED: tuple[ControlConfig[Any], ...] = (*CARTPOLE, *ACROBOT, *MOUNTAIN_CAR, *PENDULUM, *LUNAR_LANDER)
 """A config for each pair; what it does not name is a default."""

@@ -109,7 +109,7 @@ def test_the_first_episodes_to_finish_are_not_the_policys() -> None:
     """The truth is 5.5, with a standard error of 0.7 here."""
     right = play(uneven(40), act, 40, seed=1, max_steps=LIMIT).returns
     assert abs(np.mean(right) - 5.5) < 1.5
-    assert np.mean(first_to_finish(uneven(40), 40, seed=1)) > 9
+    assert np.mean(first_to_finish(uneven(40), 40, seed=1)) > 7.5
 
 
 def test_the_seed_decides_and_nothing_else() -> None:
