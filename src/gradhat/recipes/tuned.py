@@ -3,12 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
-from gradhat.algorithms import a2c, ddpg, dqn, ppo, reinforce, sac, td3
+from gradhat.algorithms import a2c, ddpg, dqn, ppo, reinforce, sac, tabular_control, td3
 from gradhat.training.control.algorithms import ALGORITHMS
 from gradhat.training.control.config import ControlConfig
+from gradhat.training.control.hogwild import A3C
 from gradhat.training.control.off_policy import Memory
 from gradhat.training.control.on_policy import Network
-from gradhat.training.control.settings import A2C, DDPG, DQN, PPO, SAC, TD3, Reinforce
+from gradhat.training.control.settings import A2C, DDPG, DQN, PPO, SAC, TD3, QLearning, Reinforce, Sarsa
 
 
 def control(algorithm: str, env: str) -> ControlConfig[Any]:
@@ -22,6 +23,7 @@ CARTPOLE = (
         Reinforce(network=Network(lr=1e-2), settings=reinforce.Settings(gamma=0.99, baseline="critic")),
     ),
     ControlConfig(A2C(num_steps=8, network=Network(lr=3e-3, max_grad_norm=10.0)), num_envs=16),
+    ControlConfig(A3C(num_steps=8, network=Network(lr=3e-3, max_grad_norm=10.0)), num_envs=16),
     ControlConfig(
         PPO(num_steps=32, network=Network(lr=3e-3), settings=ppo.Settings(gamma=0.98, lam=0.9)), num_envs=64
     ),
@@ -43,6 +45,18 @@ CARTPOLE = (
         eval_every=10_000,
         checkpoint_every=25_000,
     ),
+)
+
+CLIFF = tabular_control.Settings(gamma=1.0, alpha=0.1, omega=0.0, epsilon_start=0.1, epsilon_end=0.1)
+ICE = tabular_control.Settings(gamma=0.99, alpha=30.0, omega=1.0, epsilon_end=0.3, epsilon_frames=200_000)
+
+TABLES = (
+    # One world, two answers: Q-learning walks the edge, SARSA knows that it explores and keeps away.
+    *(
+        ControlConfig[Any](learning, env="CliffWalking-v1", num_envs=16, num_frames=100_000)
+        for learning in (Sarsa(settings=CLIFF), QLearning(settings=CLIFF))
+    ),
+    ControlConfig(QLearning(settings=ICE), env="FrozenLake-v1", num_envs=100, num_frames=1_000_000),
 )
 
 SCALED = Network(lr=2.5e-3, normalize_observations=True, normalize_rewards=True)
@@ -125,5 +139,12 @@ LUNAR_LANDER = (
     ),
 )
 
-TUNED: tuple[ControlConfig[Any], ...] = (*CARTPOLE, *ACROBOT, *MOUNTAIN_CAR, *PENDULUM, *LUNAR_LANDER)
+TUNED: tuple[ControlConfig[Any], ...] = (
+    *CARTPOLE,
+    *TABLES,
+    *ACROBOT,
+    *MOUNTAIN_CAR,
+    *PENDULUM,
+    *LUNAR_LANDER,
+)
 """A config for each pair; what it does not name is a default."""

@@ -80,14 +80,15 @@ class OnPolicyAgent:
         return self.collector.num_frames
 
     def advance(self, num_frames: int) -> dict[str, float]:
-        means = Means()
+        means, last = Means(), dict[str, float]()
         while self.num_frames < num_frames:
             left = max(0.0, 1 - self.num_frames / self.last_frame)
             self.optimizer.lr = self.network.lr_end + (self.network.lr - self.network.lr_end) * left
             batch = self.gather(self)
             means.add(self.learn(self, batch))
+            last = {"learning_rate": self.optimizer.lr}
             self.version += 1
-        return {**means.take(), "learning_rate": self.optimizer.lr}
+        return means.take() | last
 
     def greedy(self) -> Greedy:
         return greedy(self.policy, self.collector.moments)

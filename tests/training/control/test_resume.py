@@ -1,0 +1,209 @@
+"""A run that was stopped goes on to the bit: every algorithm, every normaliser, every kind of memory."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gradhat.algorithms import a2c, ddpg, dqn, ppo, reinforce, sac, tabular_control, td3, trpo
+from gradhat.cli.main import main
+from gradhat.training.control import settings
+from gradhat.training.control.algorithms import ALGORITHMS
+from gradhat.training.control.config import ControlConfig, to_json
+from gradhat.training.control.hogwild import A3C
+from gradhat.training.control.off_policy import Memory
+from gradhat.training.control.on_policy import Network
+from gradhat.training.control.session import STATE, prepare
+from gradhat.training.loop import train
+from gradhat.training.run_folder import RunFolder
+
+NETWORK = Network(hidden=(8,), normalize_observations=True, normalize_rewards=True)
+MEMORY = Memory(capacity=120, first_frames=60, num_steps=2, num_updates=1, batch_size=16, lr_end=1e-5)
+"""Smaller than the run: the oldest steps are overwritten."""
+RAINBOW = dqn.Settings(
+    hidden=(8,),
+    dueling=True,
+    n_step=3,
+    alpha=0.6,
+    num_atoms=5,
+    low=0.0,
+    high=20.0,
+    target_every=7,
+    epsilon_frames=200,
+)
+TABLE = tabular_control.Settings(gamma=0.9, epsilon_frames=200)
+
+
+def config(learning: Any, env: str, **changes: Any) -> ControlConfig[Any]:
+    """Six lines of metrics, a checkpoint after the third and the last, measurements on the way."""
+    short = ControlConfig(
+        learning,
+        env,
+        num_envs=3,
+        num_frames=360,
+        log_every=60,
+        eval_every=120,
+        eval_episodes=2,
+        eval_max_steps=20,
+        checkpoint_every=180,
+        seed=5,
+    )
+    return replace(short, **changes)
+
+
+CONFIGS = {
+    "reinforce": config(settings.Reinforce(network=NETWORK), "CartPole-v1"),
+    "reinforce with a critic": config(
+        settings.Reinforce(
+            value_epochs=2,
+            value_minibatches=2,
+            network=NETWORK,
+            settings=reinforce.Settings(gamma=0.9, baseline="critic"),
+        ),
+        "CartPole-v1",
+        vectorization="sync",
+    ),
+    "a2c": config(settings.A2C(8, NETWORK, a2c.Settings(entropy_coef=0.01)), "CartPole-v1"),
+    "a3c": config(A3C(1, 8, NETWORK, a2c.Settings()), "CartPole-v1"),
+    "ppo": config(settings.PPO(8, NETWORK, ppo.Settings(num_epochs=2)), "CartPole-v1"),
+    "ppo, continuous, one by one": config(
+        settings.PPO(8, NETWORK, ppo.Settings(num_epochs=2)), "Pendulum-v1", vectorization="sync"
+    ),
+    "trpo": config(settings.TRPO(16, NETWORK, trpo.Settings(value_epochs=2)), "CartPole-v1"),
+    "dqn": config(settings.DQN(MEMORY, dqn.Settings(hidden=(8,), target_every=5)), "CartPole-v1"),
+    "dqn with everything": config(settings.DQN(MEMORY, RAINBOW), "CartPole-v1", vectorization="sync"),
+    "ddpg": config(settings.DDPG(MEMORY, ddpg.Settings(hidden=(8,))), "Pendulum-v1"),
+    "td3": config(settings.TD3(MEMORY, td3.Settings(hidden=(8,), n_step=2)), "Pendulum-v1"),
+    "sac": config(settings.SAC(MEMORY, sac.Settings(hidden=(8,), n_step=2)), "Pendulum-v1"),
+    "monte_carlo": config(settings.MonteCarlo(7, TABLE), "zoo:random"),
+    "sarsa": config(settings.Sarsa(7, TABLE), "CliffWalking-v1"),
+    "expected_sarsa": config(
+        settings.ExpectedSarsa(7, TABLE), "CliffWalking-v1", env_args=("is_slippery=True",)
+    ),
+    "q_learning": config(settings.QLearning(7, TABLE), "zoo:chain"),
+}
+
+
+class Stopped(Exception):
+    """The process is gone."""
+
+
+def spoil_global_state(seed: int) -> None:
+    """A run draws from generators of its own, so this must not matter."""
+    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+
+
+def finish(of: ControlConfig[Any], run: RunFolder, *, stop_before: int = -1) -> None:
+    """Train in a session of its own, as a new process would; `Stopped` before that step."""
+    session = prepare(of)
+    advance = session.advance
+
+    def stopping(run: RunFolder, log: Any) -> dict[str, float]:
+        if session.step + 1 == stop_before:
+            raise Stopped
+        return advance(run, log)
+
+    session.advance = stopping
+    try:
+        with run:
+            assert train(run, session) == 0
+    finally:
+        session.close()
+
+
+def numbers(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics without what a clock said."""
+    return [
+        {k: v for k, v in line.items() if k not in ("step_time", "frames_per_second", "time/evaluate")}
+        for line in RunFolder(run).read_metrics()
+    ]
+
+
+def last_state(run: Path) -> dict[str, Tensor]:
+    """All that the last checkpoint holds, but the environments: a pickle has several spellings."""
+    newest = max((run / "checkpoints").iterdir())
+    return {k: t for k, t in load_file(newest / STATE).items() if not k.endswith("/world")}
+
+
+def assert_same(found: Path, wanted: Path) -> None:
+    assert numbers(found) == numbers(wanted)
+    mine, theirs = last_state(found), last_state(wanted)
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_every_algorithm_is_here() -> None:
+    assert {of.algorithm for of in CONFIGS.values()} == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_stopped_run_goes_on_to_the_bit(name: str, tmp_path: Path) -> None:
+    """Stopped a line after its checkpoint: that line is dropped, and lived again."""
+    of = CONFIGS[name]
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    spoil_global_state(1)
+    finish(of, RunFolder.create(straight, to_json(of)))
+    spoil_global_state(2)
+    with pytest.raises(Stopped):
+        finish(of, RunFolder.create(stopped, to_json(of)), stop_before=5)
+    before = numbers(stopped)
+    assert [line["step"] for line in before] == [0, 1, 2, 3, 4]
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step_000003"]
+    first = last_state(stopped)
+    spoil_global_state(3)
+    finish(of, RunFolder.open(stopped))
+    assert_same(stopped, straight)
+    lines = numbers(stopped)
+    assert lines[:5] == before and [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
+    after = last_state(stopped)
+    learned = [k for k in after if "weights" in k or k == "q"]
+    assert learned and any(not torch.equal(after[k], first[k]) for k in learned), "it learned on"
+
+
+def test_a_run_of_another_seed_is_another_run(tmp_path: Path) -> None:
+    for seed in (5, 6):
+        of = replace(CONFIGS["a2c"], seed=seed)
+        finish(of, RunFolder.create(tmp_path / str(seed), to_json(of)))
+    lines, others = numbers(tmp_path / "5"), numbers(tmp_path / "6")
+    assert all(line["entropy"] != other["entropy"] for line, other in zip(lines[1:], others[1:], strict=True))
+    assert lines[0]["greedy/return"] != others[0]["greedy/return"]
+
+
+def test_a_killed_run_goes_on_to_the_bit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The whole command, ended by kill -9 somewhere after its first checkpoint."""
+    flags = "--num-envs 3 --num-steps 8 --num-epochs 1 --hidden 8 --normalize-observations --num-frames 3000 --log-every 30"
+    flags += " --eval-every 900 --eval-episodes 2 --checkpoint-every 300 --vectorization sync"
+    command = ["train", "ppo", "--env", "CartPole-v1", *flags.split(), "--out"]
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    source = Path(__file__).parents[3] / "src"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradhat.cli.main", *command, str(killed)],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(source)},
+    )
+    try:
+        patience = time.monotonic() + 120
+        while not list(killed.glob("checkpoints/step_*")) and process.poll() is None:
+            assert time.monotonic() < patience
+            time.sleep(0.02)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL and not (killed / "summary.json").exists()
+    done = len(numbers(killed))
+    assert 10 < done < 100
+    assert main(["train", "--resume", str(killed)]) == 0
+    assert main([*command, str(straight)]) == 0
+    assert_same(killed, straight)
+    assert f"run    {killed}, from step " in capfd.readouterr().out
