@@ -3,13 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
-from gradhat.algorithms import a2c, ddpg, dqn, ppo, reinforce, sac, tabular_control, td3
+from gradhat.algorithms import a2c, ddpg, dqn, ppo, reinforce, sac, tabular_control, td3, trpo
 from gradhat.training.control.algorithms import ALGORITHMS
 from gradhat.training.control.config import ControlConfig
 from gradhat.training.control.hogwild import A3C
 from gradhat.training.control.off_policy import Memory
 from gradhat.training.control.on_policy import Network
-from gradhat.training.control.settings import A2C, DDPG, DQN, PPO, SAC, TD3, QLearning, Reinforce, Sarsa
+from gradhat.training.control.settings import A2C, DDPG, DQN, PPO, SAC, TD3, TRPO, QLearning, Reinforce, Sarsa
 
 
 def control(algorithm: str, env: str) -> ControlConfig[Any]:
@@ -26,6 +26,14 @@ CARTPOLE = (
     ControlConfig(A3C(num_steps=8, network=Network(lr=3e-3, max_grad_norm=10.0)), num_envs=16),
     ControlConfig(
         PPO(num_steps=32, network=Network(lr=3e-3), settings=ppo.Settings(gamma=0.98, lam=0.9)), num_envs=64
+    ),
+    ControlConfig(
+        TRPO(
+            num_steps=64,
+            network=Network(lr=5e-3, max_grad_norm=10.0),
+            settings=trpo.Settings(max_kl=0.02),
+        ),
+        num_envs=16,
     ),
     ControlConfig(
         DQN(
