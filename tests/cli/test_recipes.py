@@ -2,9 +2,7 @@
 
 import pytest
 
-from gradhat.cli import recipes
 from gradhat.cli.main import main
-from gradhat.errors import ConfigError
 
 
 def test_every_recipe_is_listed_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -14,9 +12,20 @@ def test_every_recipe_is_listed_with_its_first_line(capsys: pytest.CaptureFixtur
     assert lines[1].startswith("two_digit_sums  Two-digit sums")
 
 
-def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"Did you mean first_light\? Known: first_light, two_digit_sums"):
-        recipes.get("firstlight")
+def test_tuned_pairs_are_listed_by_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["ppo", "CartPole-v1", "Acrobot-v1", "LunarLander-v3"] in lines
+
+
+def test_an_unknown_name_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "firstlight"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "Did you mean first_light?" in said and "two_digit_sums" in said and "Algorithms: reinforce" in said
+    )
+    assert main(["train", "pppo", "--env", "CartPole-v1"]) == 2
+    assert "Did you mean ppo?" in capsys.readouterr().err
 
 
 def test_recipes_takes_no_argument() -> None:

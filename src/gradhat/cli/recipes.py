@@ -9,7 +9,6 @@ from collections.abc import Callable
 from importlib import import_module
 
 import gradhat.recipes
-from gradhat.cli.flags import near
 from gradhat.errors import ConfigError
 from gradhat.training.text.config import TrainConfig
 
@@ -17,7 +16,8 @@ Recipe = Callable[[], TrainConfig]
 
 HELP = """usage: gradhat recipes
 
-Lists the recipes, one line each. gradhat train RECIPE --dry-run shows all settings of one."""
+Lists the recipes, one line each, and the environments that algorithms are tuned to. gradhat train RECIPE
+--dry-run shows all settings of one."""
 
 
 def main(argv: list[str]) -> int:
@@ -31,7 +31,18 @@ def main(argv: list[str]) -> int:
     width = max(map(len, recipes))
     for name, recipe in recipes.items():
         print(f"{name:<{width}}  {(inspect.getdoc(recipe) or '').partition(chr(10))[0]}")
+    print("\nAlgorithms with settings tuned to an environment, gradhat train ALGORITHM --env ID:\n")
+    for name, envs in tuned().items():
+        print(f"{name:<{width}}  {'  '.join(envs)}")
     return 0
+
+
+def tuned() -> dict[str, list[str]]:
+    """Return the environments that each algorithm has tuned settings for."""
+    from gradhat.recipes.tuned import TUNED
+
+    names = dict.fromkeys(config.algorithm for config in TUNED)
+    return {name: [config.env for config in TUNED if config.algorithm == name] for name in names}
 
 
 def find() -> dict[str, Recipe]:
@@ -39,13 +50,3 @@ def find() -> dict[str, Recipe]:
     modules = sorted(module.name for module in pkgutil.iter_modules(gradhat.recipes.__path__))
     found = {name: getattr(import_module(f"gradhat.recipes.{name}"), name, None) for name in modules}
     return {name: recipe for name, recipe in found.items() if recipe is not None}
-
-
-def get(name: str) -> TrainConfig:
-    """Return the config of the recipe `name`. ConfigError lists the recipes when there is none."""
-    recipes = find()
-    if name not in recipes:
-        raise ConfigError(
-            f"recipe {name!r}: no such recipe.{near(name, list(recipes))} Known: {', '.join(recipes)}."
-        )
-    return recipes[name]()

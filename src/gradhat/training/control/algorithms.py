@@ -104,9 +104,14 @@ def _on_policy(
 
 
 def make_dqn(config: Config, world: World) -> Agent:
-    """Return a DQN agent in `world`."""
+    """Return a DQN agent in `world`. ConfigError where its atoms have no range."""
     learning: settings.DQN = config.learning
     page = learning.settings
+    if page.num_atoms > 1 and not page.low < page.high:
+        raise ConfigError(
+            f"num_atoms={page.num_atoms} with low={page.low} and high={page.high}: found no range of returns "
+            "between them. Use low < high."
+        )
     state = dqn.init(world.num_inputs, world.actions.size, page, _weights(config))
     actor = EpsilonGreedy(state.online, page.epsilon_start)
 

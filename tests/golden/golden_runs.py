@@ -1,0 +1,185 @@
+"""Runs of a few updates, in float64 on one thread, as numbers: what `tests/golden/*.json` holds of each."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import drift
+import torch
+from torch import Tensor
+
+from gradhat.algorithms import a2c, ddpg, dqn, grpo, ppo, reinforce, sac, tabular_control, td3, trpo
+from gradhat.algorithms.grpo_family import FAMILY
+from gradhat.policies.tabular import Logits, TabularPolicy
+from gradhat.training.control import settings
+from gradhat.training.control.config import ControlConfig
+from gradhat.training.control.off_policy import Memory
+from gradhat.training.control.on_policy import Network
+from gradhat.training.control.session import prepare
+from gradhat.training.optim import MasterAdamW
+from gradhat.trajectories import Trajectories
+
+FOLDER = Path(__file__).parent
+F64 = torch.float64
+NUM_LINES = 3
+CLOCK = ("step_time", "frames_per_second", "time/evaluate")
+PLAIN = Network(hidden=(5, 4), lr=0.01)
+NORMALISED = Network(
+    hidden=(5, 4), lr=0.01, normalize_observations=True, normalize_rewards=True, log_std=-0.5
+)
+MEMORY = Memory(capacity=90, first_frames=40, num_steps=2, num_updates=2, batch_size=8, lr_end=1e-4)
+RAINBOW = dqn.Settings(
+    hidden=(5, 4),
+    dueling=True,
+    n_step=3,
+    alpha=0.6,
+    num_atoms=7,
+    low=-4.0,
+    high=9.0,
+    target_every=5,
+    epsilon_frames=100,
+)
+TABLE = tabular_control.Settings(gamma=0.9, epsilon_frames=150)
+
+CONTROL: dict[str, tuple[Any, str]] = {
+    "reinforce": (settings.Reinforce(network=PLAIN), drift.ENV),
+    "reinforce_critic": (
+        settings.Reinforce(
+            network=PLAIN,
+            value_epochs=2,
+            settings=reinforce.Settings(gamma=0.9, credit="discounted", baseline="critic"),
+        ),
+        drift.ENV,
+    ),
+    "a2c": (settings.A2C(6, PLAIN, a2c.Settings(entropy_coef=0.01)), drift.ENV),
+    "ppo": (settings.PPO(12, PLAIN, ppo.Settings(num_epochs=2)), drift.ENV),
+    "ppo_continuous": (settings.PPO(12, NORMALISED, ppo.Settings(num_epochs=2)), "continuous"),
+    "trpo": (settings.TRPO(12, PLAIN, trpo.Settings(value_epochs=2)), drift.ENV),
+    "trpo_continuous": (settings.TRPO(12, NORMALISED, trpo.Settings(value_epochs=2)), "continuous"),
+    "dqn": (settings.DQN(MEMORY, dqn.Settings(hidden=(5, 4), target_every=5, epsilon_frames=100)), drift.ENV),
+    "dqn_rainbow": (settings.DQN(MEMORY, RAINBOW), drift.ENV),
+    "ddpg": (settings.DDPG(MEMORY, ddpg.Settings(hidden=(5, 4))), "continuous"),
+    "td3": (settings.TD3(MEMORY, td3.Settings(hidden=(5, 4), n_step=2)), "continuous"),
+    "sac": (settings.SAC(MEMORY, sac.Settings(hidden=(5, 4), n_step=2)), "continuous"),
+    "monte_carlo": (settings.MonteCarlo(7, TABLE), "zoo:random"),
+    "sarsa": (settings.Sarsa(7, TABLE), "zoo:random"),
+    "expected_sarsa": (settings.ExpectedSarsa(7, TABLE), "zoo:chain"),
+    "q_learning": (settings.QLearning(7, TABLE), "zoo:chain"),
+}
+"""Settings, and the world: an id, or "continuous" for the continuous version of the drift. A3C with one
+worker is A2C to the bit, with several it is no function of its config."""
+
+
+def control(name: str) -> dict[str, Any]:
+    """Return what a short run in a Gymnasium world measures, and its weights."""
+    learning, env = CONTROL[name]
+    config = ControlConfig(
+        learning,
+        drift.ENV if env == "continuous" else env,
+        env_args=("continuous=True",) if env == "continuous" else (),
+        num_envs=3,
+        num_frames=NUM_LINES * 60,
+        log_every=60,
+        eval_every=60,
+        eval_episodes=2,
+        eval_max_steps=15,
+        seed=3,
+    )
+    session = prepare(config)
+    try:
+        lines = [session.before()]
+        lines += [session.advance(None, None) for _ in range(NUM_LINES)]  # pyright: ignore
+        state = session.agent.state()
+    finally:
+        session.close()
+    learned = {k: t for k, t in state.items() if k.startswith(("weights/", "algorithm/")) or k == "q"}
+    floats = {k: t for k, t in learned.items() if t.is_floating_point() and not k.endswith(".step")}
+    return {"lines": [_timeless(line) for line in lines], "weights": _digest(floats)}
+
+
+def group_family(name: str) -> dict[str, Any]:
+    """Return what three batches of two prompts leave in a table of logits."""
+    row, numbers = FAMILY[name], grpo.Settings(length=4, kl_coef=0.05, num_epochs=2)
+    draw = torch.Generator().manual_seed(3)
+    policy = TabularPolicy(Logits(torch.randn(6, 3, generator=draw, dtype=F64)), num_rows=3)
+    reference = TabularPolicy(Logits(torch.randn(6, 3, generator=draw, dtype=F64)))
+    optimizer = MasterAdamW(policy.module, lr=0.05)
+    lines: list[dict[str, float]] = []
+    for _ in range(NUM_LINES):
+        batch = grpo.refer(reference, _batch(policy, draw))
+        lesson = grpo.credit(row, numbers, batch)
+        lines.append(grpo.update(policy, optimizer, lesson, row, numbers))
+    return {"lines": lines, "weights": _digest(policy.module.state_dict())}
+
+
+def _batch(policy: TabularPolicy, draw: torch.Generator) -> Trajectories:
+    """Eight completions of 1 to 4 tokens, of two prompts."""
+    mask = torch.arange(4) < torch.randint(1, 5, (8, 1), generator=draw)
+    seen = torch.randint(6, (8, 4), generator=draw) * mask
+    actions, logp = policy.act(seen.flatten(), draw)
+    last = mask.long().sum(1, keepdim=True) - 1 == torch.arange(4)
+    return Trajectories(
+        observations=[tuple(row) for row in seen.tolist()],
+        actions=actions.reshape(8, 4),
+        mask=mask,
+        logp=torch.where(mask, logp.reshape(8, 4), 0),
+        rewards=torch.rand(8, 4, generator=draw, dtype=F64) * last,
+        terminated=last,
+        truncated=torch.zeros_like(last),
+        group=torch.arange(8) // 4,
+        version=torch.zeros(8, dtype=torch.long),
+    )
+
+
+RUNS: dict[str, Callable[[], dict[str, Any]]] = {
+    **{name: partial(control, name) for name in CONTROL},
+    **{f"text_{name}": partial(group_family, name) for name in FAMILY},
+}
+
+
+def numbers_of(name: str) -> dict[str, Any]:
+    """Return the numbers of a run, computed now."""
+    with _doubles():
+        return RUNS[name]()
+
+
+def file_of(name: str) -> Path:
+    """Return where they are kept."""
+    return FOLDER / f"{name}.json"
+
+
+def write(name: str) -> None:
+    """Keep the numbers of a run as they are now."""
+    file_of(name).write_text(json.dumps(numbers_of(name), indent=1, sort_keys=True) + "\n")
+
+
+@contextmanager
+def _doubles() -> Iterator[None]:
+    """Networks are made in float64, and torch computes on one thread."""
+    before = torch.get_default_dtype(), torch.get_num_threads()
+    torch.set_default_dtype(F64)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before[0])
+        torch.set_num_threads(before[1])
+
+
+def _timeless(line: Mapping[str, float]) -> dict[str, float | None]:
+    return {k: v if math.isfinite(v) else None for k, v in line.items() if k not in CLOCK}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """Return of each tensor its sum, the sum of its sizes, and both weighed by place: what moves shows."""
+    found: dict[str, list[float]] = {}
+    for name, tensor in tensors.items():
+        assert tensor.dtype == F64, f"{name} is {tensor.dtype}"
+        flat = tensor.detach().flatten()
+        places = torch.arange(1, len(flat) + 1, dtype=F64)
+        found[name] = torch.stack([flat.sum(), flat.abs().sum(), (flat * places).sum() / len(flat)]).tolist()
+    return found
