@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -203,10 +204,10 @@ def _find(name: str, values: dict[str, Any]) -> Any:
 
 def _value_of(flag: str, flags: list[str]) -> str | None:
     """Return what follows `flag`, as the flags will be parsed later."""
-    for word, following in zip(flags, [*flags[1:], None], strict=True):
+    for word, following in pairwise([*flags, None]):
         if word == flag:
             return following
-        if word.startswith(f"{flag}="):
+        if word is not None and word.startswith(f"{flag}="):
             return word.partition("=")[2]
     return None
 
