@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gradhat.cli.main import main
-from gradhat.cli.recipes import get
+from gradhat.cli.recipes import find
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.text.config import TrainConfig, from_json, to_json
 
@@ -38,7 +38,7 @@ def test_a_dry_run_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]
         == 0
     )
     printed = from_json(json.loads(capsys.readouterr().out), "here")
-    recipe = get("two_digit_sums")
+    recipe = find()["two_digit_sums"]()
     assert (printed.lr, printed.curriculum, printed.replace_silent) == (3e-5, ("arithmetic",), False)
     assert (printed.task, printed.num_prompts) == (recipe.task, recipe.num_prompts)
 

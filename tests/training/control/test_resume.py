@@ -184,7 +184,8 @@ def test_a_run_of_another_seed_is_another_run(tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_to_the_bit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The whole command, ended by kill -9 somewhere after its first checkpoint."""
     flags = "--num-envs 3 --num-steps 8 --num-epochs 1 --hidden 8 --normalize-observations"
-    flags += " --num-frames 3000 --log-every 30 --eval-every 900 --eval-episodes 2 --checkpoint-every 300 --vectorization sync"
+    flags += " --num-frames 3000 --log-every 30 --eval-every 900 --eval-episodes 2"
+    flags += " --checkpoint-every 300 --vectorization sync"
     command = ["train", "ppo", "--env", "CartPole-v1", *flags.split(), "--out"]
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     source = Path(__file__).parents[3] / "src"
