@@ -74,7 +74,7 @@ def test_a_folder_named_like_an_alias_does_not_hide_the_alias(
             ["--lrr: no such flag", "Did you mean --lr", "Known flags: --task --curriculum", "--dry-run"],
         ),
         (["first_light", "more"], ["more: no such argument"]),
-        (["frist_light"], ["Did you mean first_light?", "Known: first_light, two_digit_sums"]),
+        (["frist_light"], ["Did you mean first_light?", "Recipes: first_light, two_digit_sums"]),
         (["--num-steps", "3"], ["found no task", "gradhat recipes"]),
         (["first_light", "--group-size", "1"], ["group_size=1 with algorithm=rloo", "leave_one_out"]),
         (["first_light", "--lr", "-1"], ["lr=-1.0"]),
