@@ -4,13 +4,15 @@ import csv
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gradhat.cli import sweep
 from gradhat.cli.main import main
+from gradhat.training.sweeps.plan import locked
 
-FAKE = Path(__file__).parent.parent / "training" / "fake_train.py"
+FAKE = Path(__file__).parent.parent / "training" / "sweeps" / "fake_train.py"
 
 
 @pytest.fixture
@@ -89,8 +91,12 @@ def test_a_grid_of_any_kind_of_run(text: str, names: list[str], fake: Path) -> N
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("ppo --lr 1e-3 0.001", "found the run run twice"),
-        ("ppo --lr 1e-3 0.001 2", "found the run lr=0.001 twice"),
+        ("ppo --lr 1e-3 1e-3", "a grid with --lr 1e-3 and --lr 1e-3: found the same run twice"),
+        ("ppo --seed 0 1 --lr 2 1e-3 0.001", "a grid with --lr 1e-3 and --lr 0.001: found the same run twice"),
+        ("ppo --env CartPole-v1 CartPol-v1", "'CartPol-v1': found no such id in Gymnasium. Did you mean"),
+        ("ppo --env CartPole-v1 --env-args a=1 --seed 0 1", "'CartPole-v1' with {'a': 1}: found that it cannot"),
+        ("ppo --env zoo:lucky --vectorization async", "zoo:lucky: found no such world in the zoo"),
+        ("dqn --env CartPole-v1 Pendulum-v1", "dqn in Pendulum-v1: its actions are vectors of numbers"),
         ("ppo --lrr 1 2", "gradhat train ppo --lrr: no such flag. Did you mean --lr"),
         ("ppo --lr 1 -1", "lr=-1.0: found a value out of range"),
         ("pppo --lr 1", "no such recipe or algorithm. Did you mean ppo"),
@@ -112,6 +118,57 @@ def test_a_wrong_command_is_refused_before_anything_runs(
     assert code == 2
     assert wanted in " ".join(capsys.readouterr().err.split())
     assert not list(fake.iterdir())
+
+
+def test_an_environment_is_made_once_and_without_processes(
+    fake: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gradhat.training.control import worlds
+
+    made: list[tuple[str, str]] = []
+    make = worlds.make
+
+    def counted(config: Any, num_envs: int) -> Any:
+        made.append((config.env, config.vectorization))
+        return make(config, num_envs)
+
+    monkeypatch.setattr(worlds, "make", counted)
+    flags = "--env CartPole-v1 Acrobot-v1 --vectorization async --seed 0..3 --dry-run"
+    assert main(words(f"ppo {flags}")) == 0
+    assert made == [("CartPole-v1", "sync"), ("Acrobot-v1", "sync")]
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(words("ppo --env LunarLander-v3 --seed 0 1")) == 2
+    assert "pip install 'gradhat[box2d]'" in capsys.readouterr().err
+    assert not list(fake.iterdir())
+
+
+def test_a_running_sweep_keeps_its_plan(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words("ppo --seed 0 1 --out s")) == 0
+    before = (fake / "s/sweep.json").read_bytes()
+    with locked(fake / "s"):
+        assert main(words("ppo --seed 0..5 --out s")) == 1
+    assert "another sweep is running there" in capsys.readouterr().err
+    assert (fake / "s/sweep.json").read_bytes() == before
+
+
+def test_all_usable_cores_are_used(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradhat.training.sweeps.run import Sweep
+
+    # As where the system has no affinity.
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    jobs: list[int] = []
+    start = Sweep.run
+
+    def seen(self: Sweep) -> Any:
+        jobs.append(self.jobs)
+        return start(self)
+
+    monkeypatch.setattr(Sweep, "run", seen)
+    assert main(words("ppo --seed 0 --out s")) == 0
+    assert jobs == [3]
 
 
 def test_a_sweep_prints_and_writes_its_table(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:

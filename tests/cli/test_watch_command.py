@@ -10,6 +10,7 @@ from PIL import Image
 
 from gradhat.cli import watch
 from gradhat.cli.main import main
+from gradhat.training.control.session import restored
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.text.config import TrainConfig, to_json
 
@@ -39,8 +40,8 @@ def test_the_film_shows_the_trained_policy_with_its_normaliser(
         assert count / 2 < film.n_frames <= count
     assert said[3] == f"written to {out}: {count} pictures, {count / 50:.0f} seconds"
     # The same choices as the weights and the frozen moments of the checkpoint make.
-    config = watch.read(trained)
-    with watch.trained(trained, config) as (session, act):
+    with restored(trained) as session:
+        act = watch.acting(session.agent.greedy())
         moments = session.agent.collector.moments
         for row in np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32):
             scaled = (row - moments.mean) / np.sqrt(moments.variance)
@@ -98,8 +99,11 @@ def test_what_cannot_be_watched_is_said_in_one_message(
         ),
         ([tmp_path / "nowhere"], 1, "config.json cannot be read"),
         ([trained, "--episodes", "0"], 2, "episodes=0: found a value out of range"),
-        ([trained, "--out", tmp_path / "a.avi", "--max-steps", "1"], 2, "Use .mp4 or .gif."),
+        ([trained, "--out", tmp_path / "a.avi"], 2, "a film a.avi: found the ending '.avi'. Use .mp4 or .gif."),
     ):
         assert main(["watch", *map(str, words)]) == code, words
-        assert wanted in " ".join(capsys.readouterr().err.split()), words
+        said = capsys.readouterr()
+        assert wanted in " ".join(said.err.split()), words
+        # Nothing was played.
+        assert not said.out, words
     assert not (tmp_path / "a.avi").exists()

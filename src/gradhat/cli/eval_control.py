@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gradhat.cli.flags import parse
+from gradhat.errors import ConfigError
 
 DESCRIPTION = (
     """gradhat eval RUN [FLAGS]: play episodes greedily with the newest checkpoint of a control run."""
@@ -29,6 +30,8 @@ def main(run: Path, argv: list[str]) -> int:
     from gradhat.training.seed import derive
 
     flags = parse(Flags(), argv, prog=f"gradhat eval {run}", description=DESCRIPTION)
+    if flags.episodes < 1:
+        raise ConfigError(f"--episodes {flags.episodes}: found no episode to play. Use 1 or more.")
     config = replace(read(run), eval_episodes=flags.episodes)
     session = prepare(config)
     try:

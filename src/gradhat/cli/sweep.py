@@ -3,12 +3,11 @@
 import io
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
-from dataclasses import dataclass
+from contextlib import closing, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from gradhat.cli.flags import parse
 from gradhat.errors import ConfigError
 
 if TYPE_CHECKING:
+    from gradhat.training.sweeps.grid import Point
     from gradhat.training.sweeps.plan import Plan
     from gradhat.training.sweeps.run import Ended
 
@@ -47,9 +47,11 @@ class Flags:
 
 def main(argv: list[str]) -> int:
     """Run the grid and print its table. Returns 0, 1 when a run failed, 130 after Ctrl-C."""
+    from gradhat.training import machine
+
     own, words = split(argv)
     flags = parse(Flags(), own, prog=USAGE, description=DESCRIPTION)
-    jobs = len(os.sched_getaffinity(0)) if flags.jobs is None else flags.jobs
+    jobs = machine.cores() if flags.jobs is None else flags.jobs
     if jobs < 1:
         raise ConfigError(f"jobs={jobs}: found less than one run at once. Use 1 or more.")
     found = planned(words, flags.out)
@@ -80,7 +82,8 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def planned(words: list[str], out: Path | None) -> "Plan":
-    """Return the runs of the grid. gradhat train itself reads each command: a wrong one fails here."""
+    """Return the runs of the grid. gradhat train itself reads each command: a wrong one fails here, and one in
+    an environment that cannot be made."""
     from gradhat.training.sweeps import grid
     from gradhat.training.sweeps import plan as planning
 
@@ -88,6 +91,8 @@ def planned(words: list[str], out: Path | None) -> "Plan":
     flags = grid.flags(rest, defaults(subject))
     commands = [(*subject, *command) for command in grid.commands(flags)]
     points = [grid.Point(command, resolved(command)) for command in commands]
+    grid.check_once(flags, points)
+    check_worlds(points)
     keys = grid.swept(flags, points)
     return planning.plan(out or Path("sweeps") / place(subject, points[0].config, keys), points, keys)
 
@@ -109,6 +114,29 @@ def resolved(words: Sequence[str]) -> dict[str, Any]:
     return json.loads(printed.getvalue())
 
 
+def check_worlds(points: "Sequence[Point]") -> None:
+    """Make every environment of control runs once.
+
+    ConfigError for one that is not there, lacks a package or takes other arguments, or whose actions the
+    algorithm cannot choose.
+    """
+    controls = [point.config for point in points if "learning" in point.config]
+    if not controls:
+        return
+    from gradhat.training.control import worlds
+    from gradhat.training.control.algorithms import ALGORITHMS, check_actions
+    from gradhat.training.control.config import ControlConfig, from_json
+
+    asked = {json.dumps([c["env"], c["env_args"], c["vectorization"]]): c for c in controls}
+    for values in asked.values():
+        config = from_json(values, ControlConfig(ALGORITHMS[values["algorithm"]].learning), "the sweep")
+        if config.vectorization == "async":
+            # The same environment, without a process of its own.
+            config = replace(config, vectorization="sync")
+        with closing(worlds.make(config, 1)) as world:
+            check_actions(config, world)
+
+
 def place(subject: Sequence[str], config: Mapping[str, Any], keys: Sequence[str]) -> str:
     """Return the name of a sweep: what is trained, where, and what varies but the seed."""
     env = [config["env"]] if "env" in config and "env" not in keys else []
@@ -122,8 +150,7 @@ def run(found: "Plan", words: list[str], jobs: int) -> int:
     from gradhat.training.sweeps.board import Board
     from gradhat.training.sweeps.run import Sweep
 
-    planning.write(found, words)
-    with planning.locked(found.folder):
+    with planning.begun(found, words) as found:
         with Board() as board:
             sweep = Sweep(found, jobs, board)
             board.say(f"sweep  {found.folder}: {len(found.cells)} runs, {sweep.done} of them finished before")

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -145,22 +146,15 @@ def _run(kind: Kind[Any], launch: Launch[Any], name: str) -> int:
 
     if launch.resume is not None:
         _check_resume(kind, launch, launch.resume)
-        with RunFolder.open(launch.resume) as run:
-            run.write_json("config.json", kind.to_json(launch.config))
-            return _closed(train, run, kind.prepare(launch.config))
+        with RunFolder.open(launch.resume) as run, closing(kind.prepare(launch.config)) as session:
+            return train(run, session, kind.to_json(launch.config))
     # The folder comes last: a task, a model or an environment that cannot be used leaves none behind.
-    session = kind.prepare(launch.config)
     out = launch.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with RunFolder.create(out, kind.to_json(launch.config)) as run:
-        return _closed(train, run, session)
-
-
-def _closed(train: "Callable[[RunFolder, Session], int]", run: RunFolder, session: "Session") -> int:
-    """Train; free what the session holds, however it ends."""
-    try:
+    with (
+        closing(kind.prepare(launch.config)) as session,
+        RunFolder.create(out, kind.to_json(launch.config)) as run,
+    ):
         return train(run, session)
-    finally:
-        session.close()
 
 
 def _check_resume(kind: Kind[Any], launch: Launch[Any], path: Path) -> None:

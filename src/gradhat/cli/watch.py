@@ -46,6 +46,10 @@ def main(argv: list[str]) -> int:
     for name in ("episodes", "max_steps"):
         if getattr(flags, name) < 1:
             raise ConfigError(f"{name}={getattr(flags, name)}: found a value out of range. Use 1 or more.")
+    if flags.out is not None:
+        from gradhat.envs.video import writer_of
+
+        writer_of(flags.out)
     film(Path(place).expanduser(), flags)
     return 0
 

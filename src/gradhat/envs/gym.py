@@ -31,6 +31,7 @@ class Step(NamedTuple):
     """What the policy acts on next: the first observation of the next episode where one ended. With
     next-step autoreset it is the final one, and the next step, which is not live, brings the first."""
     rewards: Array
+    """0 in the step in which an environment resets itself."""
     terminated: Bools
     truncated: Bools
     """Never true together with `terminated`."""
@@ -71,6 +72,8 @@ class World:
         self._flat = flattened(space, vector.observation_space)
         self._played = played(vector.single_action_space, self.actions, self.num_envs, name)
         self._everyone = np.ones(self.num_envs, dtype=np.bool_)
+        self.takes_turns = False
+        """Whether the environments say whose the next action is: the world may move by itself."""
         self._live: Bools | None = None
         self._steps = 0
 
@@ -86,7 +89,13 @@ class World:
         seen, infos = self._ask("reset()", self._vector.reset, seed=seeds)
         check_trouble(infos)
         self._steps, self._live = 0, infos.get("own", self._everyone)
+        self.takes_turns = "own" in infos
         return self._seen(seen, "reset()")
+
+    @property
+    def acts(self) -> Bools:
+        """Whether the next action is the policy's own: `live` of the next step, `[N]`."""
+        return self._begun("acts")
 
     def step(self, actions: Array) -> Step:
         """Step every environment. `actions` are int `[N]`, or float `[N, size]`, which are clipped to their

@@ -1,7 +1,9 @@
 """An episode as pictures, and pictures as a film."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,9 @@ from gradhat.envs.gym import GymSpec, World, make
 from gradhat.errors import ConfigError, TaskError
 
 Picture = NDArray[np.uint8]
+
+DRIVER = "SDL_VIDEODRIVER"
+"""The variable that says where pygame, which draws many environments, shows its pictures."""
 
 
 class Film(NamedTuple):
@@ -49,7 +54,7 @@ def frames(
             f"a film of {env_id}: found no rgb_array among its render modes, so that it draws no pictures. "
             "Film another environment, or give this one that mode."
         )
-    with closing(world):
+    with _no_screen(), closing(world):
         observations, pictures, total, ended = world.reset(seed), [_picture(world)], 0.0, False
         while not ended and len(pictures) <= max_steps:
             step = world.step(np.asarray(act(observations[0]))[None])
@@ -63,14 +68,42 @@ def write(path: Path, pictures: Sequence[Picture], fps: int) -> None:
     """Write a film, .mp4 or .gif by the name of `path`.
 
     A .gif holds whole hundredths of a second a picture, at least 2 (which viewers show as written).
-    ConfigError for another ending, for no pictures, and for .mp4 without the package that writes it.
+    Errors are those of `writer_of`, and ConfigError for no pictures.
+    """
+    writer = writer_of(path)
+    if not pictures:
+        raise ConfigError(f"a film {path.name}: found no pictures. Film at least the first state.")
+    writer(path, pictures, fps)
+
+
+def writer_of(path: Path) -> Callable[[Path, Sequence[Picture], int], None]:
+    """Return what writes a film of the name of `path`. To be asked before an episode is played for it.
+
+    ConfigError for an ending other than .mp4 and .gif, and for .mp4 without the package that writes it.
     """
     writers = {".mp4": _write_mp4, ".gif": _write_gif}
     if path.suffix not in writers:
         raise ConfigError(f"a film {path.name}: found the ending {path.suffix!r}. Use .mp4 or .gif.")
-    if not pictures:
-        raise ConfigError(f"a film {path.name}: found no pictures. Film at least the first state.")
-    writers[path.suffix](path, pictures, fps)
+    if path.suffix == ".mp4" and find_spec("imageio_ffmpeg") is None:
+        raise ConfigError(
+            f"a film {path.name}: found no package imageio-ffmpeg, which writes .mp4. "
+            "Run: pip install 'gradhat[video]', or write a .gif."
+        )
+    return writers[path.suffix]
+
+
+@contextmanager
+def _no_screen() -> Generator[None]:
+    """Let pygame draw without a screen, unless the user chose one: a search for it complains where there is
+    none."""
+    if DRIVER in os.environ:
+        yield
+        return
+    os.environ[DRIVER] = "dummy"
+    try:
+        yield
+    finally:
+        del os.environ[DRIVER]
 
 
 def _picture(world: World) -> Picture:
@@ -92,13 +125,8 @@ def _write_gif(path: Path, pictures: Sequence[Picture], fps: int) -> None:
 
 
 def _write_mp4(path: Path, pictures: Sequence[Picture], fps: int) -> None:
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise ConfigError(
-            f"a film {path.name}: found no package imageio-ffmpeg, which writes .mp4. "
-            "Run: pip install 'gradhat[video]', or write a .gif."
-        ) from error
+    import imageio_ffmpeg
+
     height, width = pictures[0].shape[:2]
     # The codec wants even sides.
     size = (width - width % 2, height - height % 2)

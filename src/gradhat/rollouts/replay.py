@@ -72,16 +72,15 @@ class Replay:
         self._lane = capacity // num_envs
         self.capacity = self._lane * num_envs
         fields = _fields(observation_shape, action_shape, action_dtype)
-        _check_memory(
+        self.num_bytes = bytes_needed(
             self.capacity,
-            bytes_needed(
-                self.capacity,
-                observation_shape,
-                action_shape,
-                action_dtype=action_dtype,
-                prioritised=alpha is not None,
-            ),
+            observation_shape,
+            action_shape,
+            action_dtype=action_dtype,
+            prioritised=alpha is not None,
         )
+        """Of the memory, when it is full."""
+        _check_memory(self.capacity, self.num_bytes)
         self._ring = {
             name: np.zeros((self.capacity, *field.shape), field.dtype) for name, field in fields.items()
         }

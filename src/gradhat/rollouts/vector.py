@@ -2,9 +2,10 @@
 
 Whatever autoreset the environments have, a trajectory holds the same: the observation before each step, its
 true successor, and a mask that is false in the step in which an environment resets itself. Only own steps
-are frames.
+are frames. What a world does by itself between two actions belongs to the first of them: see `turns.py`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -17,6 +18,7 @@ from gradhat.envs.gym import Step, World
 from gradhat.errors import TaskError
 from gradhat.policies.policy import Actor
 from gradhat.rollouts.normalize import RewardScale, RunningMoments, normalise
+from gradhat.rollouts.turns import Moment, Turns
 from gradhat.trajectories import Trajectories
 
 Floats = NDArray[np.float32]
@@ -30,19 +32,6 @@ class Episode(NamedTuple):
 
     ret: float
     length: int
-
-
-class _Moment(NamedTuple):
-    """One step of all environments, as the policy lived it."""
-
-    observations: Floats
-    actions: NDArray[Any]
-    logp: Floats
-    rewards: NDArray[Any]
-    terminated: NDArray[np.bool_]
-    truncated: NDArray[np.bool_]
-    successors: Floats
-    live: NDArray[np.bool_]
 
 
 class Collector:
@@ -65,17 +54,21 @@ class Collector:
         self.moments = RunningMoments((world.num_inputs,)) if normalize_observations else None
         self.reward_scale = RewardScale(world.num_envs, gamma=gamma) if normalize_rewards else None
         self.num_frames = 0
-        """Own steps of all environments so far."""
-        self._finished: list[Episode] = []
+        """Own steps of all environments so far, without those that wait for the end of the world's turn."""
+        self._finished: list[tuple[int, Episode]] = []
+        """Each with the number of its environment."""
         self._returns = np.zeros(world.num_envs)
         self._lengths = np.zeros(world.num_envs, dtype=np.int64)
-        self._observations = self._seen(world.reset(seed), np.ones(world.num_envs, dtype=np.bool_))
+        first = world.reset(seed)
+        self._observations = self._seen(first, world.acts)
+        self._turns = Turns() if world.takes_turns else None
 
     def collect(self, actor: Actor, num_steps: int, generator: torch.Generator, version: int) -> Trajectories:
         """Go on for `num_steps` steps of every environment: a row for each, `[N, num_steps]`.
 
         A row is cut at the end without an end of its episode: its last step has a successor to bootstrap
-        from, and the next call goes on there.
+        from, and the next call goes on there. Where the world moves by itself the last step may come with
+        the next call.
         """
         return self._pack([self._step(actor, generator) for _ in range(num_steps)], version)
 
@@ -83,11 +76,12 @@ class Collector:
         """Begin anew everywhere; return the first `per_env` episodes of each environment, one a row.
 
         Their number is fixed in advance, so ĝ over them is unbiased. Environments that are done early go on
-        until the last one is: those frames count, and are dropped. TaskError where one does not end within
-        `LONGEST` steps.
+        until the last one is: those frames count, and are dropped, and `drain` returns none of their episodes.
+        TaskError where one does not end within `LONGEST` steps.
         """
         self._begin_anew()
-        lived: list[_Moment] = []
+        before = len(self._finished)
+        lived: list[Moment] = []
         ends = np.zeros(self.world.num_envs, dtype=np.int64)
         while (ends < per_env).any():
             if len(lived) == per_env * LONGEST:
@@ -98,12 +92,13 @@ class Collector:
                 )
             lived.append(self._step(actor, generator))
             ends += (lived[-1].terminated | lived[-1].truncated) & lived[-1].live
+        self._finished[before:] = _first(self._finished[before:], per_env)
         return _by_episode(self._pack(lived, version), per_env)
 
     def drain(self) -> list[Episode]:
         """Return the episodes that ended since the last call."""
         finished, self._finished = self._finished, []
-        return finished
+        return [episode for _, episode in finished]
 
     def state(self) -> dict[str, Tensor]:
         """Return what `restore` needs, the environments' own state included."""
@@ -114,7 +109,7 @@ class Collector:
             "lengths": torch.from_numpy(self._lengths.copy()),
             "num_frames": torch.tensor(self.num_frames),
         }
-        for name, part in (("moments", self.moments), ("reward_scale", self.reward_scale)):
+        for name, part in self._parts():
             if part is not None:
                 tensors |= {f"{name}.{key}": value for key, value in part.state().items()}
         return tensors
@@ -126,30 +121,33 @@ class Collector:
         self._returns = state["returns"].numpy().copy()
         self._lengths = state["lengths"].numpy().copy()
         self.num_frames = int(state["num_frames"])
-        for name, part in (("moments", self.moments), ("reward_scale", self.reward_scale)):
+        for name, part in self._parts():
             if part is not None:
                 prefix = f"{name}."
                 part.restore({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
-    def _step(self, actor: Actor, generator: torch.Generator) -> _Moment:
+    def _parts(self) -> Sequence[tuple[str, RunningMoments | RewardScale | Turns | None]]:
+        return ("moments", self.moments), ("reward_scale", self.reward_scale), ("turns", self._turns)
+
+    def _step(self, actor: Actor, generator: torch.Generator) -> Moment:
         seen = self._observations
         actions, logp = actor.act(torch.from_numpy(seen), generator)
         played = actions.numpy()
         step = self.world.step(played)
-        self._count(step)
-        ended = step.terminated | step.truncated
-        rewards = step.rewards
-        if self.reward_scale is not None:
-            rewards = self.reward_scale.update(rewards, ended, step.live)
-        # With next-step autoreset the final observation stands where the next one will: nobody acts on it.
-        waits = ended if step.successors is step.observations else np.zeros_like(ended)
-        self._observations = self._seen(step.observations, ~waits)
+        acts = self.world.acts
+        self._observations = self._seen(step.observations, acts)
         successors = self._observations
         if step.successors is not step.observations:
             successors = step.successors if self.moments is None else normalise(step.successors, self.moments)
-        return _Moment(
-            seen, played, logp.numpy(), rewards, step.terminated, step.truncated, successors, step.live
-        )
+        ends = (step.terminated, step.truncated)
+        lived = Moment(seen, played, logp.numpy(), step.rewards, *ends, successors, step.live)
+        if self._turns is not None:
+            lived = self._turns.settle(lived, acts)
+        self._count(step, lived.live)
+        if self.reward_scale is not None:
+            scaled = self.reward_scale.update(lived.rewards, ends[0] | ends[1], lived.live)
+            lived = lived._replace(rewards=scaled)
+        return lived
 
     def _seen(self, observations: Floats, acted_on: NDArray[np.bool_]) -> Floats:
         """Return the observations as the policy sees them. The moments learn from those it acts on first."""
@@ -158,26 +156,29 @@ class Collector:
         self.moments.update(observations, acted_on)
         return normalise(observations, self.moments)
 
-    def _count(self, step: Step) -> None:
-        self.num_frames += int(step.live.sum())
-        self._returns += step.rewards * step.live
+    def _count(self, step: Step, known: NDArray[np.bool_]) -> None:
+        self.num_frames += int(known.sum())
+        self._returns += step.rewards
         self._lengths += step.live
-        ended = (step.terminated | step.truncated) & step.live
+        ended = step.terminated | step.truncated
         if ended.any():
             self._finished += [
-                Episode(float(self._returns[i]), int(self._lengths[i])) for i in ended.nonzero()[0]
+                (int(i), Episode(float(self._returns[i]), int(self._lengths[i])))
+                for i in (ended & (self._lengths > 0)).nonzero()[0]
             ]
             self._returns[ended] = 0.0
             self._lengths[ended] = 0
 
     def _begin_anew(self) -> None:
-        everyone = np.ones(self.world.num_envs, dtype=np.bool_)
         self._returns[:], self._lengths[:] = 0.0, 0
         if self.reward_scale is not None:
             self.reward_scale.begin_anew()
-        self._observations = self._seen(self.world.reset(), everyone)
+        if self._turns is not None:
+            self._turns.begin_anew()
+        first = self.world.reset()
+        self._observations = self._seen(first, self.world.acts)
 
-    def _pack(self, lived: Sequence[_Moment], version: int) -> Trajectories:
+    def _pack(self, lived: Sequence[Moment], version: int) -> Trajectories:
         def stack(name: str, dtype: torch.dtype | None = None) -> Tensor:
             columns = cast("Sequence[NDArray[Any]]", [getattr(moment, name) for moment in lived])
             return torch.from_numpy(np.stack(columns, axis=1)).to(dtype)
@@ -196,6 +197,17 @@ class Collector:
             version=torch.full((num_envs,), version),
             next_observations=stack("successors"),
         )
+
+
+def _first(finished: Sequence[tuple[int, Episode]], per_env: int) -> list[tuple[int, Episode]]:
+    """Return the first `per_env` episodes of each environment, in the order in which they ended."""
+    kept: list[tuple[int, Episode]] = []
+    counts: Counter[int] = Counter()
+    for number, episode in finished:
+        counts[number] += 1
+        if counts[number] <= per_env:
+            kept.append((number, episode))
+    return kept
 
 
 def _by_episode(lived: Trajectories, per_env: int) -> Trajectories:

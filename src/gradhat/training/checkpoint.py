@@ -1,7 +1,7 @@
 """Checkpoints: folders that hold what training needs to go on to the bit.
 
 checkpoints/step_000010/
-    *.safetensors and others    what the kind of run writes: text/model_checkpoint.py, control/loop.py
+    *.safetensors and others    what the kind of run writes: text/model_checkpoint.py, control/session.py
     state.json                  the data cursor; size and checksum of every other file
 
 A checkpoint appears whole or not at all. One that was damaged later (a truncated file, a flipped bit) is

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TextIO
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -25,12 +25,44 @@ WIDTH = 100
 """Characters shown of a prompt or a completion."""
 
 
-class Log:
+class Screen:
+    """Lines that stay and, on a terminal, one live line below them. A context: inside it that line is shown."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self.console = Console(file=out or sys.stdout, highlight=False, markup=False, soft_wrap=True)
+        live = Live(console=self.console, auto_refresh=False, transient=True)
+        self._live = live if self.console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the state is one line that is kept up to date, not a new line each time."""
+        return self._live is not None
+
+    def say(self, text: str) -> None:
+        """Print lines that stay on the screen."""
+        self.console.print(text)
+
+    def state(self, line: str) -> None:
+        """Show how things stand: in place of the last such line on a terminal, below it elsewhere."""
+        if self._live is None:
+            self.console.print(line)
+        else:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+
+class Log(Screen):
     """Prints a run of `num_steps`, of which `done` were done before with the measurements `known`.
 
     `line` makes the line of progress.
-
-    A context: inside it the live line is on the screen.
     """
 
     def __init__(
@@ -42,30 +74,12 @@ class Log:
         *,
         line: Line,
     ) -> None:
-        self.console = Console(file=out or sys.stdout, highlight=False, markup=False, soft_wrap=True)
+        super().__init__(out)
         self.num_steps = num_steps
         self._first = done
         self._began = time.monotonic()
         self._line = line
         self._known = dict(known or {})
-        self._live = (
-            Live(console=self.console, auto_refresh=False, transient=True)
-            if self.console.is_terminal
-            else None
-        )
-
-    def __enter__(self) -> "Log":
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def say(self, text: str) -> None:
-        """Print lines that stay on the screen."""
-        self.console.print(text)
 
     def warn(self, text: str) -> None:
         """Print a warning that stays on the screen."""
@@ -74,11 +88,7 @@ class Log:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the progress after `step`, and name each metric that is not a finite number."""
         self._known.update(measured(metrics))
-        line = self._line(step, {**self._known, **metrics}, self._seconds_left(step))
-        if self._live is None:
-            self.console.print(line)
-        else:
-            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        self.state(self._line(step, {**self._known, **metrics}, self._seconds_left(step)))
         for name in non_finite(metrics):
             self.warn(f"step {step}: {name} is {metrics[name]}")
 

@@ -73,20 +73,23 @@ class Session(Protocol):
         ...
 
 
-def train(run: RunFolder, session: Session) -> int:
+def train(run: RunFolder, session: Session, config: Mapping[str, Any] | None = None) -> int:
     """Train in `run` until the last step or Ctrl-C, from its newest whole checkpoint if it has one.
 
-    Returns the exit code: 0, or 130 after Ctrl-C, when the step in hand was finished and saved.
+    `config` replaces the one in the folder, once it is sure that the run goes on. Returns the exit code: 0,
+    or 130 after Ctrl-C, when the step in hand was finished and saved.
     """
     found, damage = checkpoint.newest(run.checkpoints)
-    if found is not None and found.step >= session.num_steps and (run.path / "summary.json").exists():
+    if found is not None:
+        session.resume(found)
+    if session.step >= session.num_steps and (run.path / "summary.json").exists():
         raise RunError(
             f"resume {run.path}: all its {session.num_steps} steps are done. "
             f"Go on with {session.longer} MORE, or look at it: gradhat eval {run.path}"
         )
-    run.rewind(found.step if found else -1)
-    if found is not None:
-        session.resume(found)
+    if config is not None:
+        run.write_json("config.json", config)
+    run.rewind(session.step if found else -1)
     known = {key: value for line in run.read_metrics() for key, value in measured(line).items()}
     with Log(session.num_steps, session.step, known, line=session.progress) as log:
         for line in [*damage, *_note_machine(run)]:

@@ -61,4 +61,11 @@ class Breaking(gymnasium.Env[Any, Any]):
         return fault.what if fault is not None and (self.index, self.steps) == fault[1:] else ""
 
 
+class Boundless(Breaking):
+    """Takes any number."""
+
+    action_space = Box(-np.inf, np.inf, (1,), np.float32)
+
+
 gymnasium.register("Breaking-v0", Breaking)
+gymnasium.register("Boundless-v0", Boundless)

@@ -61,7 +61,11 @@ WRONG_WORLDS = {
         ["with {'g': 1}", "unexpected keyword"],
     ),
     "an argument without a value": ("ppo", "--env-args gravity", ["--env-args gravity: found no NAME=VALUE"]),
-    "no native version": ("sac", "--env Pendulum-v1 --vectorization native", ["found no vector version"]),
+    "no native version": (
+        "sac",
+        "--env Pendulum-v1 --vectorization native --first-frames 9",
+        ["found no vector version"],
+    ),
     "a misspelt world of the zoo": ("sarsa", "--env zoo:chian", ["zoo:chian", "Known: bandit, chain"]),
     "a world of the zoo with arguments": (
         "sarsa",
@@ -70,13 +74,18 @@ WRONG_WORLDS = {
     ),
     "vectors for DQN": (
         "dqn",
-        "--env Pendulum-v1",
+        "--env Pendulum-v1 --first-frames 9",
         ["dqn in Pendulum-v1: its actions are vectors of numbers", "ppo, trpo, ddpg, td3, sac."],
     ),
     "a choice for SAC": (
         "sac",
-        "--env CartPole-v1",
+        "--env CartPole-v1 --first-frames 9",
         ["sac in CartPole-v1: its actions are a choice of 2", "ppo, trpo, dqn, monte_carlo, sarsa"],
+    ),
+    "no bounds for DDPG": (
+        "ddpg",
+        "--env breaking:Boundless-v0 --first-frames 9",
+        ["ddpg in breaking:Boundless-v0: found actions without bounds", "Use ppo, trpo, a2c or reinforce"],
     ),
     "no tables": ("q_learning", "--env CartPole-v1", ["tables of CartPole-v1", "such as FrozenLake"]),
     "vectors for a table": ("q_learning", "--env Pendulum-v1", ["vectors of numbers", "sac."]),
@@ -102,7 +111,7 @@ def test_a_world_that_cannot_be_learned_in_is_refused(
 
 @pytest.mark.skipif(find_spec("mujoco") is not None, reason="it is installed")
 def test_a_missing_package_says_how_to_get_it(capsys: pytest.CaptureFixture[str]) -> None:
-    code, error = asked(capsys, "sac", "--env", "HalfCheetah-v5", *SHORT)
+    code, error = asked(capsys, "ppo", "--env", "HalfCheetah-v5", *SHORT)
     assert code == 2 and "mujoco package is missing. Run: pip install 'gradhat[mujoco]'" in error
 
 
@@ -122,7 +131,7 @@ WRONG_FLAGS = {
     "no threads": ("ppo", "--num-threads 0", ["num_threads=0"]),
     "a discount above 1": ("ppo", "--gamma 2", ["gamma=2.0: found a value out of range. Use 0 to 1"]),
     "a trace below 0": ("a2c", "--lam -0.1", ["lam=-0.1"]),
-    "a rate that is no number": ("ppo", "--lr nan", ["lr=nan: found a value out of range. Use more than 0"]),
+    "a rate that is no number": ("ppo", "--lr nan", ["lr=nan: found a number that is not finite"]),
     "no passes": ("ppo", "--num-epochs 0", ["num_epochs=0"]),
     "no episodes of a batch": ("reinforce", "--episodes-per-env 0", ["episodes_per_env=0"]),
     "a target that never moves": ("dqn", "--target-every 0", ["target_every=0"]),
@@ -130,15 +139,28 @@ WRONG_FLAGS = {
     "no atoms": ("dqn", "--num-atoms 0", ["num_atoms=0"]),
     "a chance above 1": ("dqn", "--epsilon-start 1.5", ["epsilon_start=1.5"]),
     "no frames of exploration": ("dqn", "--epsilon-frames 0", ["epsilon_frames=0"]),
-    "a layer without neurons": ("ppo", "--hidden 8 0", ["hidden=(8, 0): found no layers of neurons"]),
-    "no layers": ("dqn", "--dueling --hidden", ["hidden=(): found no layers of neurons. Give widths"]),
+    "a layer without neurons": (
+        "ppo",
+        "--hidden 8 0",
+        ["hidden=(8, 0): found a value out of range. Use the widths of one layer or more"],
+    ),
+    "no layers": ("dqn", "--dueling --hidden", ["hidden=(): found a value out of range", "such as 64 64"]),
     "returns without a range": ("dqn", "--num-atoms 5 --low 3 --high 3", ["low=3.0", "high=3.0"]),
     "a memory smaller than a batch of steps": (
         "dqn",
-        "--capacity 6 --num-steps 4",
+        "--capacity 6 --num-steps 4 --first-frames 9",
         ["capacity=6 with num_envs=2 and num_steps=4", "Use a capacity of 8 or more"],
     ),
-    "a memory without environments": ("dqn", "--capacity 1 --num-steps 1", ["capacity=1", "num_envs=2"]),
+    "no frames to learn in": (
+        "dqn",
+        "--first-frames 40",
+        ["first_frames=40 with num_frames=40: found no frame left to learn in"],
+    ),
+    "a memory without environments": (
+        "dqn",
+        "--capacity 1 --num-steps 1 --first-frames 9",
+        ["capacity=1", "num_envs=2"],
+    ),
 }
 
 
@@ -161,7 +183,16 @@ def test_a_value_of_the_wrong_type_names_its_flag(capsys: pytest.CaptureFixture[
 def test_a_memory_that_does_not_fit_is_refused_before_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["dqn", *SHORT, "--capacity", "1000000000000", "--out", str(tmp_path / "run")]
+    argv = [
+        "dqn",
+        *SHORT,
+        "--first-frames",
+        "9",
+        "--capacity",
+        "1000000000000",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     code, error = asked(capsys, *argv)
     assert code == 1 and error.startswith("RunError: Replay with capacity=1000000000000: it needs")
     assert "GiB of free memory. Use a capacity of at most" in error
@@ -201,6 +232,15 @@ def test_a_world_that_breaks_in_the_middle_can_be_repaired(
     assert main(["train", "--resume", str(run)]) == 0
     assert main(["train", *argv, str(straight)]) == 0
     assert lines(run) == lines(straight)
+
+
+def test_a_world_that_cannot_even_begin_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Shop.fault = Fault("reset", 1, 0)
+    code, error = asked(capsys, "a2c", "--env", BREAKING, *SHORT, "--out", str(tmp_path / "run"))
+    assert code == 1 and "environment 1, reset(): found RuntimeError: nobody knows" in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_world_that_breaks_in_a_measurement_says_so_too(

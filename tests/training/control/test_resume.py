@@ -172,6 +172,50 @@ def test_a_stopped_run_goes_on_to_the_bit(name: str, tmp_path: Path) -> None:
     assert learned and any(not torch.equal(after[k], first[k]) for k in learned), "it learned on"
 
 
+def test_a_damaged_checkpoint_costs_the_frames_since_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = CONFIGS["dqn with everything"]
+    straight, damaged = tmp_path / "straight", tmp_path / "damaged"
+    for run in (straight, damaged):
+        finish(of, RunFolder.create(run, to_json(of)))
+    file = damaged / "checkpoints/step_000006" / STATE
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    (damaged / "summary.json").unlink()
+    capsys.readouterr()
+    finish(of, RunFolder.open(damaged))
+    printed = capsys.readouterr().out
+    assert "step_000006: state.safetensors is damaged" in printed and "from step 3" in printed
+    assert_same(damaged, straight)
+
+
+def test_an_interrupted_run_is_saved_where_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C after a line that no checkpoint is due for."""
+    of = CONFIGS["ppo"]
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    finish(of, RunFolder.create(straight, to_json(of)))
+    session = prepare(of)
+    advance = session.advance
+
+    def interrupting(run: RunFolder, log: Any) -> dict[str, float]:
+        if session.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return advance(run, log)
+
+    monkeypatch.setattr(session, "advance", interrupting)
+    with RunFolder.create(stopped, to_json(of)) as run:
+        assert train(run, session) == 130
+    session.close()
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step_000002"]
+    assert "stopped after step 2. Go on with: gradhat train --resume" in capsys.readouterr().out
+    finish(of, RunFolder.open(stopped))
+    assert_same(stopped, straight)
+
+
 def test_a_run_of_another_seed_is_another_run(tmp_path: Path) -> None:
     for seed in (5, 6):
         of = replace(CONFIGS["a2c"], seed=seed)
@@ -184,8 +228,8 @@ def test_a_run_of_another_seed_is_another_run(tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_to_the_bit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The whole command, ended by kill -9 somewhere after its first checkpoint."""
     flags = "--num-envs 3 --num-steps 8 --num-epochs 1 --hidden 8 --normalize-observations"
-    flags += " --num-frames 3000 --log-every 30 --eval-every 900 --eval-episodes 2"
-    flags += " --checkpoint-every 300 --vectorization sync"
+    flags += " --num-frames 1800 --log-every 30 --eval-every 600 --eval-episodes 2"
+    flags += " --checkpoint-every 180 --vectorization sync"
     command = ["train", "ppo", "--env", "CartPole-v1", *flags.split(), "--out"]
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     source = Path(__file__).parents[3] / "src"
@@ -203,7 +247,7 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path: Path, capfd: pytest.CaptureFi
         process.kill()
     assert process.wait() == -signal.SIGKILL and not (killed / "summary.json").exists()
     done = len(numbers(killed))
-    assert 10 < done < 100
+    assert 6 < done < 61
     assert main(["train", "--resume", str(killed)]) == 0
     assert main([*command, str(straight)]) == 0
     assert_same(killed, straight)

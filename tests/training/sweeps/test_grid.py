@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gradhat.errors import ConfigError
-from gradhat.training.sweeps.grid import Point, commands, flags, flat, name_of, spoken, swept, varying
+from gradhat.training.sweeps.grid import Point, check_once, commands, flags, flat, name_of, spoken, swept, varying
 
 DEFAULTS = {
     "env": "CartPole-v1",
@@ -61,6 +61,24 @@ def test_the_last_flag_changes_fastest() -> None:
 def test_a_grid_that_cannot_be_read_is_refused(text: str, wanted: str) -> None:
     with pytest.raises(ConfigError, match=wanted):
         grid(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("--lr 1 2 1.0 --seed 0 1", "--lr 1 and --lr 1.0: found the same run twice"),
+        ("--lr 1 2 --seed 0..2 1", "--seed 1 and --seed 1: found"),
+        ("--lr 1 2 --seed 0..2", None),
+    ],
+)
+def test_a_value_that_is_given_twice_is_named(text: str, wanted: str | None) -> None:
+    found = flags(text.split(), DEFAULTS)
+    points = [Point(words, {"lr": float(words[1]), "seed": int(words[3])}) for words in commands(found)]
+    if wanted is None:
+        check_once(found, points)
+        return
+    with pytest.raises(ConfigError, match=f"a grid with {wanted}"):
+        check_once(found, points)
 
 
 def test_words_belong_to_the_flag_before_them() -> None:

@@ -15,7 +15,7 @@ from gradhat.errors import ConfigError, RunError
 from gradhat.training.sweeps import run as sweeping
 from gradhat.training.sweeps.board import Board
 from gradhat.training.sweeps.grid import Point
-from gradhat.training.sweeps.plan import Plan, keys_of, locked, plan, write
+from gradhat.training.sweeps.plan import Plan, begun, keys_of, locked, plan
 from gradhat.training.sweeps.run import Child, Ended, Sweep
 
 FAKE = Path(__file__).with_name("fake_train.py")
@@ -35,9 +35,8 @@ def points(seeds: Sequence[int], lrs: Sequence[float] = (1.0,), **options: objec
 
 
 def planned(folder: Path, found: list[Point], keys: Sequence[str] = ("seed",)) -> Plan:
-    made = plan(folder, found, keys)
-    write(made, ["fake"])
-    return made
+    with begun(plan(folder, found, keys), ["fake"]) as made:
+        return made
 
 
 def ran(found: Plan, jobs: int = 2) -> tuple[Ended, str]:
@@ -104,7 +103,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_asked_for_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="found the run seed=1 twice"):
+    with pytest.raises(ConfigError, match="found two runs with the folder seed=1"):
         plan(tmp_path / "s", points([0, 1, 1]), ["seed"])
 
 
@@ -114,6 +113,28 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
         raise AssertionError
     with locked(tmp_path):
         pass
+
+
+def test_a_sweep_that_begins_finds_what_another_has_added(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    early, grown = plan(folder, points([0, 1]), ["seed"]), points([0, 1, 2], [1.0, 2.0])
+    late = plan(folder, grown, ["lr", "seed"])
+    planned(folder, points([0, 1, 2]))
+    before = (folder / "sweep.json").read_bytes()
+    with pytest.raises(RunError, match="seed is 0, 1, 2 there and 0, 1 here"), begun(early, ["fake"]):
+        raise AssertionError
+    assert (folder / "sweep.json").read_bytes() == before
+    with begun(late, ["fake"]) as made, pytest.raises(RunError, match="another sweep is running there"):
+        assert [cell.name for cell in made.cells][:3] == ["seed=0", "seed=1", "seed=2"]
+        planned(folder, grown)
+    assert plan(folder, grown, ["lr", "seed"]) == made
+
+
+def test_a_sweep_that_was_killed_while_it_began_begins_again(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/.partial-sweep.json").write_text("{")
+    planned(tmp_path / "s", points([0]))
+    assert keys_of(tmp_path / "s") == ["seed"] and (tmp_path / "s/logs").is_dir()
 
 
 # --- the processes -----------------------------------------------------------------------------------------

@@ -29,6 +29,10 @@ class Agent(Protocol):
         """Return the present policy without its noise, with its normaliser frozen."""
         ...
 
+    def holds(self) -> str:
+        """Return a line about memory that is taken up front, or nothing."""
+        ...
+
     def drain(self) -> list[Episode]:
         """Return the training episodes that ended since the last call."""
         ...

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from gradhat.algorithms import a2c, critic, ddpg, dqn, ppo, reinforce, sac, td3, trpo
@@ -208,10 +209,10 @@ def _weights(config: Config) -> torch.Generator:
 
 def _bounds(config: Config, world: World) -> tuple[torch.Tensor, torch.Tensor]:
     low, high = world.actions.low, world.actions.high
-    if low is None or high is None:
+    if low is None or high is None or not np.isfinite([low, high]).all():
         raise ConfigError(
-            f"{config.algorithm} in {config.env}: its actions have no bounds. Use an algorithm for a choice "
-            "of actions, such as dqn or ppo."
+            f"{config.algorithm} in {config.env}: found actions without bounds, between which it has to lie. "
+            "Use ppo, trpo, a2c or reinforce, or give each component finite bounds."
         )
     return torch.from_numpy(low), torch.from_numpy(high)
 

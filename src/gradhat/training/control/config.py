@@ -5,7 +5,8 @@
 """
 
 import ast
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -96,64 +97,62 @@ def env_kwargs(config: ControlConfig[Any]) -> dict[str, Any]:
 
 
 COUNTS = (
-    "num_envs",
-    "num_frames",
-    "log_every",
-    "eval_episodes",
-    "eval_max_steps",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "num_threads",
+    *("num_envs", "num_frames", "log_every", "eval_episodes", "eval_max_steps", "checkpoint_every"),
+    *("keep_checkpoints", "num_threads", "num_workers", "num_steps", "episodes_per_env", "num_updates"),
+    *("capacity", "batch_size", "num_epochs", "num_minibatches", "value_minibatches", "target_every"),
+    *("actor_every", "n_step", "num_atoms", "epsilon_frames", "cg_iterations", "backtrack_steps"),
 )
+RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (COUNTS, lambda v: v >= 1, "1 or more"),
+    (("eval_every", "seed", "first_frames", "value_epochs"), lambda v: v >= 0, "0 or more"),
+    (("gamma", "lam", "tau", "decay", "beta"), lambda v: 0 <= v <= 1, "0 to 1"),
+    (("epsilon_start", "epsilon_end"), lambda v: 0 <= v <= 1, "0 to 1"),
+    (("backtrack_coef",), lambda v: 0 < v < 1, "more than 0, less than 1"),
+    (("lr", "max_grad_norm", "max_kl", "temperature", "noise", "delta"), lambda v: v > 0, "more than 0"),
+    (("alpha", "target_kl"), lambda v: v is None or v > 0, "more than 0"),
+    (("lr_end",), lambda v: v is None or v >= 0, "0 or more"),
+    (("clip_low", "clip_high", "value_coef", "entropy_coef", "cg_damping"), lambda v: v >= 0, "0 or more"),
+    (("target_noise", "target_clip", "omega"), lambda v: v >= 0, "0 or more"),
+    (("entropy_per_component",), lambda v: v < math.log(2), "less than log 2, the most that there is"),
+    (("hidden",), lambda v: len(v) > 0 and min(v) > 0, "the widths of one layer or more, such as 64 64"),
+    (("log_std", "low", "high"), math.isfinite, "a finite number"),
+)
+"""Settings of all algorithms, what holds for each, and the same in words. Every number must be finite."""
 
 
 def check(config: ControlConfig[Any]) -> None:
-    """Raise ConfigError for a setting out of range."""
-    for name in COUNTS:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name}={getattr(config, name)}: found a value out of range. Use 1 or more.")
-    if config.eval_every < 0:
-        raise ConfigError(f"eval_every={config.eval_every}: found a value out of range. Use 0 or more.")
+    """Raise ConfigError for a setting out of range, or for two that exclude each other."""
     env_kwargs(config)
-    _check_rates(config.learning)
+    for name, value in _settings(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name}={value}: found a number that is not finite. Use a finite one.")
+        for names, holds, wanted in RANGES:
+            if name in names and not holds(value):
+                raise ConfigError(f"{name}={value}: found a value out of range. Use {wanted}.")
+    _check_together(config.num_frames, dict(_settings(config)))
 
 
-FRACTIONS = ("gamma", "lam", "tau", "epsilon_start", "epsilon_end")
-POSITIVE = (
-    *("lr", "max_grad_norm", "max_kl", "temperature", "noise", "delta"),
-    *(
-        "num_workers",
-        "num_steps",
-        "episodes_per_env",
-        "num_updates",
-        "capacity",
-        "batch_size",
-        "epsilon_frames",
-    ),
-    *(
-        "num_epochs",
-        "num_minibatches",
-        "value_minibatches",
-        "target_every",
-        "actor_every",
-        "n_step",
-        "num_atoms",
-    ),
-)
+def _check_together(num_frames: int, found: Mapping[str, Any]) -> None:
+    if found.get("num_atoms", 1) > 1 and not found["low"] < found["high"]:
+        raise ConfigError(
+            f"low={found['low']} with high={found['high']}: found no room for {found['num_atoms']} returns "
+            "between them. Use low < high."
+        )
+    if found.get("first_frames", 0) >= num_frames:
+        raise ConfigError(
+            f"first_frames={found['first_frames']} with num_frames={num_frames}: found no frame left to "
+            "learn in. Use fewer first frames, or more frames."
+        )
 
 
-def _check_rates(settings: Any) -> None:
-    """Check the numbers whose names mean the same in every algorithm."""
-    for field in fields(settings):
-        value = getattr(settings, field.name)
+def _settings(part: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every setting by its name, those of the parts inside included."""
+    for field in fields(part):
+        value = getattr(part, field.name)
         if is_dataclass(value):
-            _check_rates(value)
-        elif field.name in FRACTIONS and not 0 <= value <= 1:
-            raise ConfigError(f"{field.name}={value}: found a value out of range. Use 0 to 1.")
-        elif field.name in POSITIVE and not value > 0:
-            raise ConfigError(f"{field.name}={value}: found a value out of range. Use more than 0.")
-        elif field.name == "hidden" and not (value and min(value) > 0):
-            raise ConfigError(f"hidden={value}: found no layers of neurons. Give widths, such as 64 64.")
+            yield from _settings(value)
+        else:
+            yield field.name, value
 
 
 def _filled(default: D, values: Mapping[str, Any], origin: str) -> D:

@@ -50,7 +50,7 @@ def _round(world: World, act: Greedy, observations: Float32, max_steps: int) -> 
     for _ in range(max_steps):
         step = world.step(act(torch.from_numpy(observations)).numpy())
         observations = step.observations
-        returns += np.where(plays & step.live, step.rewards, 0)
+        returns += np.where(plays, step.rewards, 0)
         plays &= ~(step.terminated | step.truncated)
         if not plays.any():
             break

@@ -124,6 +124,9 @@ class Hogwild:
         self.module.load_state_dict(self._weights())
         return on_policy.greedy(self.policy, self._moments)
 
+    def holds(self) -> str:
+        return ""
+
     def drain(self) -> list[Episode]:
         finished, self._finished = self._finished, []
         return finished

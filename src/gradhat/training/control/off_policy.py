@@ -127,6 +127,9 @@ class OffPolicyAgent:
     def greedy(self) -> Greedy:
         return self.parts.greedy
 
+    def holds(self) -> str:
+        return f"memory {self.replay.capacity:,} steps, {self.replay.num_bytes / 2**20:,.0f} MiB"
+
     def drain(self) -> list[Episode]:
         return self.collector.drain()
 

@@ -93,6 +93,9 @@ class OnPolicyAgent:
     def greedy(self) -> Greedy:
         return greedy(self.policy, self.collector.moments)
 
+    def holds(self) -> str:
+        return ""
+
     def drain(self) -> list[Episode]:
         return self.collector.drain()
 

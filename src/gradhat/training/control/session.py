@@ -39,24 +39,28 @@ class Session:
     def __init__(self, config: ControlConfig[Any], world: World, agent: Agent, judge: World) -> None:
         self.config, self.world, self.agent, self.judge = config, world, agent, judge
         self.step = 0
+        self._diverged = ""
 
     @property
     def num_steps(self) -> int:
         """Lines of metrics of the whole run."""
-        return math.ceil(self.config.num_frames / self.config.log_every)
+        # A line that was the last one, and short, is followed by another where the run is made longer.
+        goes_on = self.agent.num_frames < self.config.num_frames
+        return max(math.ceil(self.config.num_frames / self.config.log_every), self.step + goes_on)
 
     def opening(self) -> str:
         """Return what is learned, and how."""
         config, actions = self.config, self.world.actions
         kind = f"{actions.size} actions" if actions.discrete else f"{actions.size} continuous actions"
+        holds = self.agent.holds()
         return (
             f"env    {config.env}: {self.world.num_inputs} numbers seen, {kind}; {config.num_envs} at once\n"
             f"agent  {config.algorithm}: {ALGORITHMS[config.algorithm].what}"
-        )
+        ) + (f"\n{holds}" if holds else "")
 
     def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> str:
         """Return the line of progress."""
-        parts = [f"frames {min(step * self.config.log_every, self.config.num_frames):,}"]
+        parts = [f"frames {metrics.get('num_frames', 0):,.0f}"]
         for key, name in (("greedy", "greedy"), ("episode", "training")):
             if f"{key}/return" in metrics:
                 low, high = metrics.get(f"{key}/low"), metrics.get(f"{key}/high")
@@ -86,16 +90,24 @@ class Session:
         values |= {
             "num_frames": float(self.agent.num_frames),
             "step_time": seconds,
-            "frames_per_second": (self.agent.num_frames - before) / seconds,
             **_episodes(self.agent.drain()),
         }
+        # A batch can be longer than a line: the next line then has no frame of its own.
+        if self.agent.num_frames > before:
+            values["frames_per_second"] = (self.agent.num_frames - before) / seconds
+        self._diverged = diverged(values)
         if self._due(config.eval_every) or self.step == self.num_steps:
             values |= self._measure()
             values["time/evaluate"] = time.perf_counter() - began - seconds
         return values
 
     def check(self, run: RunFolder) -> None:
-        """A control run goes on whatever its metrics say."""
+        """RunError where nothing more can be learned: values that are not finite, or no update that is."""
+        if self._diverged:
+            raise RunError(
+                f"step {self.step} of {run.path}: {self._diverged}. Lower --lr in a new run. "
+                f"The checkpoints in {run.checkpoints} are whole."
+            )
 
     def save_due(self) -> bool:
         """Return whether a checkpoint belongs after the present step."""
@@ -194,6 +206,14 @@ def judge(config: ControlConfig[Any]) -> World:
     most = min(MOST_ENVS, config.eval_episodes)
     num_envs = next(n for n in range(most, 0, -1) if config.eval_episodes % n == 0)
     return worlds.make(replace(config, vectorization="auto"), num_envs)
+
+
+def diverged(values: Mapping[str, float]) -> str:
+    """Return what shows that learning is over, or nothing."""
+    lost = [name for name in ("q", "td_error") if not math.isfinite(values.get(name, 0.0))]
+    if lost:
+        return f"{lost[0]} is {values[lost[0]]}"
+    return "no gradient of this line was finite" if values.get("skipped", 0.0) >= 1 else ""
 
 
 def _episodes(finished: list[Episode]) -> dict[str, float]:

@@ -95,44 +95,34 @@ class SAC:
     settings: sac.Settings = field(default_factory=sac.Settings)
 
 
-TABLE = tabular_control.Settings(gamma=0.99)
-
-
 @dataclass(frozen=True)
-class MonteCarlo:
-    """Monte Carlo control with a table."""
+class Table:
+    """What the algorithms with a table share."""
+
+    num_steps: int = 16
+    """Steps of every environment between two updates."""
+    settings: tabular_control.Settings = field(default_factory=lambda: tabular_control.Settings(gamma=0.99))
+
+
+class MonteCarlo(Table):
+    """Monte Carlo control."""
 
     name: ClassVar[str] = "monte_carlo"
-    num_steps: int = 16
-    """Steps of every environment between two updates."""
-    settings: tabular_control.Settings = TABLE
 
 
-@dataclass(frozen=True)
-class Sarsa:
-    """SARSA with a table."""
+class Sarsa(Table):
+    """SARSA."""
 
     name: ClassVar[str] = "sarsa"
-    num_steps: int = 16
-    """Steps of every environment between two updates."""
-    settings: tabular_control.Settings = TABLE
 
 
-@dataclass(frozen=True)
-class ExpectedSarsa:
-    """Expected SARSA with a table."""
+class ExpectedSarsa(Table):
+    """Expected SARSA."""
 
     name: ClassVar[str] = "expected_sarsa"
-    num_steps: int = 16
-    """Steps of every environment between two updates."""
-    settings: tabular_control.Settings = TABLE
 
 
-@dataclass(frozen=True)
-class QLearning:
-    """Q-learning with a table."""
+class QLearning(Table):
+    """Q-learning."""
 
     name: ClassVar[str] = "q_learning"
-    num_steps: int = 16
-    """Steps of every environment between two updates."""
-    settings: tabular_control.Settings = TABLE

@@ -60,6 +60,9 @@ class TabularAgent:
     def greedy(self) -> Greedy:
         return lambda seen: self.table.q[seen.argmax(-1)].argmax(-1)
 
+    def holds(self) -> str:
+        return ""
+
     def drain(self) -> list[Episode]:
         return self.collector.drain()
 

@@ -1,16 +1,11 @@
 """What a person sees of a sweep: one live line for the whole on a terminal, plain lines elsewhere."""
 
 import math
-import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Self, TextIO
+from typing import NamedTuple, TextIO
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-
-from gradhat.training.log import duration
+from gradhat.training.log import Screen, duration
 
 LIVE = 1.0
 """Seconds between two looks at the whole on a terminal."""
@@ -31,40 +26,25 @@ class Progress(NamedTuple):
     seconds_left: float
 
 
-class Board:
-    """Prints a sweep. A context: inside it the live line is on the screen."""
+class Board(Screen):
+    """Prints a sweep."""
 
     def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.console = Console(file=out or sys.stdout, highlight=False, markup=False, soft_wrap=True)
+        super().__init__(out)
         self._clock = clock
         self._due = clock()
-        live = Live(console=self.console, auto_refresh=False, transient=True)
-        self._live = live if self.console.is_terminal else None
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def say(self, text: str) -> None:
         """Print lines that stay, and the state of the whole at the next chance."""
-        self.console.print(text)
+        super().say(text)
         self._due = self._clock()
 
     def show(self, progress: Callable[[], Progress]) -> None:
         """Show the state of the whole when it is time to."""
         if self._clock() < self._due:
             return
-        text = line(progress())
-        if self._live is not None:
-            self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
-        else:
-            self.console.print(text)
-        self._due = self._clock() + (PLAIN if self._live is None else LIVE)
+        self.state(line(progress()))
+        self._due = self._clock() + (LIVE if self.is_live else PLAIN)
 
 
 def line(progress: Progress) -> str:

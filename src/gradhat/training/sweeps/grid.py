@@ -94,6 +94,25 @@ def commands(found: Sequence[Flag]) -> list[tuple[str, ...]]:
     return [tuple(itertools.chain.from_iterable(chosen)) for chosen in choices]
 
 
+def check_once(found: Sequence[Flag], points: Sequence[Point]) -> None:
+    """Raise ConfigError where two runs of the grid are the same, with the values that make them so.
+
+    `points` are those of `commands`, in its order.
+    """
+    seen: dict[str, tuple[int, ...]] = {}
+    places = itertools.product(*(range(len(flag.values)) for flag in found))
+    for place, point in zip(places, points, strict=True):
+        first = seen.setdefault(json.dumps(point.config, sort_keys=True), place)
+        same = [
+            (flag.values[i], flag.values[j]) for flag, i, j in zip(found, first, place, strict=True) if i != j
+        ]
+        if same:
+            one, other = (" ".join(itertools.chain.from_iterable(words)) for words in zip(*same, strict=True))
+            raise ConfigError(
+                f"a grid with {one} and {other}: found the same run twice. Give every value once."
+            )
+
+
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the settings of a config by their whole names: learning.network.lr."""
     found: dict[str, Any] = {}

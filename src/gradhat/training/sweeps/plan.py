@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradhat.errors import ConfigError, RunError
-from gradhat.training.run_folder import whole_file, writing
-from gradhat.training.sweeps.grid import Point, flat, name_of, shown, varying
+from gradhat.training.run_folder import PARTIAL, whole_file, writing
+from gradhat.training.sweeps.grid import NAME, Point, flat, name_of, shown, varying
 
 PLAN = "sweep.json"
 LOGS = "logs"
@@ -55,13 +55,31 @@ def plan(folder: Path, points: Sequence[Point], keys: Sequence[str]) -> Plan:
     for content, point in zip(contents, points, strict=True):
         name = names.get(content) or name_of(point.config, keys)
         if name in cells:
-            raise ConfigError(f"sweep: found the run {name} twice in the grid. Give every value once.")
+            raise ConfigError(
+                f"sweep: found two runs with the folder {name}. Give every value once, and vary fewer settings "
+                f"where their names do not fit into {NAME} letters."
+            )
         cells[name] = Cell(name, folder / name, point)
     return Plan(folder, list(cells.values()), list(keys))
 
 
+@contextmanager
+def begun(found: Plan, command: Sequence[str]) -> Generator[Plan]:
+    """Make the sweep's folder, keep other sweeps out of it, write what it is for, and yield the plan.
+
+    RunError when another sweep is running there, whose sweep.json is left as it is, or when the folder cannot
+    be written. What another sweep has added since `found` was made counts: the plan is made again inside.
+    """
+    with writing(found.folder, todo="Choose an --out that can be written."):
+        found.folder.mkdir(parents=True, exist_ok=True)
+    with locked(found.folder):
+        inside = plan(found.folder, [cell.point for cell in found.cells], found.keys)
+        write(inside, command)
+        yield inside
+
+
 def write(found: Plan, command: Sequence[str]) -> None:
-    """Make the sweep folder, and write what it is for. RunError when it cannot be written."""
+    """Write what the sweep is for into its folder. RunError when it cannot be written."""
     settings = {cell.name: flat(cell.point.config) for cell in found.cells}
     differ = varying(list(settings.values()))
     first = next(iter(settings.values()))
@@ -71,10 +89,10 @@ def write(found: Plan, command: Sequence[str]) -> None:
         "settings": {key: value for key, value in first.items() if key not in differ},
         "cells": {name: {key: own[key] for key in differ if key in own} for name, own in settings.items()},
     }
-    with writing(found.folder, todo="Choose an --out that can be written."):
-        (found.folder / LOGS).mkdir(parents=True, exist_ok=True)
     with whole_file(found.folder / PLAN) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n")
+    with writing(found.folder):
+        (found.folder / LOGS).mkdir(exist_ok=True)
 
 
 def keys_of(folder: Path) -> list[str] | None:
@@ -107,9 +125,14 @@ def _known(folder: Path) -> dict[str, dict[str, Any]]:
     if (folder / PLAN).exists():
         values = _read(folder)
         return {name: values["settings"] | own for name, own in values["cells"].items()}
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or _taken(folder)):
         raise RunError(f"sweep in {folder}: found something else there. Choose another --out.")
     return {}
+
+
+def _taken(folder: Path) -> bool:
+    """Return whether there is more in `folder` than a sweep leaves that is killed while it begins."""
+    return any(not path.name.startswith(PARTIAL) for path in folder.iterdir())
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,64 @@
+"""`gradhat eval` of a control run: greedy episodes of its newest checkpoint."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from gradhat.cli.main import main
+from gradhat.intervals import interquartile_mean, mean_interval
+from gradhat.training.control.session import restored
+from gradhat.training.run_folder import RunFolder
+from gradhat.training.seed import derive
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("eval") / "run"
+    flags = "--num-envs 2 --num-steps 8 --hidden 8 --num-frames 64 --log-every 32 --eval-every 0"
+    flags += " --eval-episodes 4 --eval-max-steps 30 --normalize-observations"
+    assert main(["train", "a2c", "--env", "CartPole-v1", *flags.split(), "--out", str(run)]) == 0
+    return run
+
+
+def test_it_prints_the_numbers_of_the_newest_checkpoint(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    with restored(trained) as session:
+        returns = session.play(derive(7, "eval")).returns
+    interval = mean_interval(returns)
+    assert main(["eval", str(trained), "--episodes", "4", "--seed", "7"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{trained}, step 2\n" in printed and "CartPole-v1: 4 episodes, greedy" in printed
+    assert f"mean {interval.mean:.1f} [{interval.low:.1f}, {interval.high:.1f}]" in printed
+    assert f"interquartile mean {interquartile_mean(returns):.1f}, least {min(returns):.1f}" in printed
+    assert main(["eval", str(trained), "--episodes", "4", "--seed", "8"]) == 0
+    assert capsys.readouterr().out != printed
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before, "nothing is written"
+
+
+def test_cut_episodes_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--env CliffWalking-v1 --num-envs 2 --num-frames 20 --eval-episodes 1 --eval-max-steps 6 --out"
+    run = tmp_path / "run"
+    assert main(["train", "sarsa", *flags.split(), str(run)]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(run), "--episodes", "3"]) == 0
+    assert "3 episodes were cut after 6 steps" in capsys.readouterr().out
+    assert main(["eval", str(run), "--episodes", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "mean -6.0\n" in printed and not math.isnan(float(printed.split("mean ")[1].split()[0]))
+
+
+def test_what_cannot_be_measured_is_said(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunFolder.create(tmp_path / "new", RunFolder(trained).config()).close()
+    for words, code, wanted in (
+        ([tmp_path / "new"], 1, "found none yet. Train on first: gradhat train --resume"),
+        ([trained, "--episodes", "0"], 2, "--episodes 0: found no episode to play"),
+        ([trained, "--task", "arithmetic"], 2, "--task: no such flag"),
+    ):
+        assert main(["eval", *map(str, words)]) == code
+        error = capsys.readouterr().err
+        assert wanted in error and "Traceback" not in error

@@ -1,0 +1,36 @@
+"""What agents share: means of metrics, and states in one dictionary."""
+
+import numpy as np
+import torch
+
+from gradhat.training.control.agent import Means, joined, packed, part, unpacked
+
+
+def test_a_mean_is_over_the_updates_that_measured_it() -> None:
+    """TD3 moves its actor in every second update only."""
+    means = Means()
+    means.add({"loss": 1.0, "q": torch.tensor(2.0)})
+    means.add({"loss": 2.0})
+    means.add({"loss": 6.0, "q": torch.tensor(5.0)})
+    assert means.take() == {"loss": 3.0, "q": 3.5}
+    assert Means().take() == {}
+
+
+def test_parts_come_apart_as_they_were_joined() -> None:
+    parts = {"a": {"x": torch.ones(2), "b/x": torch.zeros(1)}, "b": {"x": torch.zeros(3)}, "ab": {}}
+    whole = joined(**parts)
+    assert set(whole) == {"a/x", "a/b/x", "b/x"}
+    for name, tensors in parts.items():
+        found = part(whole, name)
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+
+
+def test_plain_values_survive_as_bytes() -> None:
+    """Also the words of a generator, of 128 bits each, and floats to their last bit."""
+    values = {"draws": np.random.default_rng(1).bit_generator.state, "largest": 0.1 + 0.2, "n": [1, None]}
+    found = unpacked(packed(values))
+    assert found == values
+    generator = np.random.default_rng(2)
+    generator.bit_generator.state = found["draws"]
+    assert generator.random() == np.random.default_rng(1).random()

@@ -1,0 +1,63 @@
+"""How a control run ends, goes on, and gives up."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gradhat.cli.main import main
+from gradhat.training.control.session import diverged
+
+CHAIN = ["--env", "zoo:chain", "--eval-episodes", "2", "--log-every", "400", "--num-envs", "4"]
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_an_algorithm_needs_no_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["ppo"], ["sac"], ["first_light"]):
+        assert main(["train", *words, "--dry-run"]) == 0
+    assert '"env": "CartPole-v1"' in capsys.readouterr().out
+
+
+def test_a_run_whose_last_line_was_short_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "q_learning", *CHAIN, "--num-frames", "500", "--out", str(run)]) == 0
+    assert lines(run)[-1]["num_frames"] == 512 and len(lines(run)) == 3
+    assert main(["train", "--resume", str(run), "--num-frames", "700"]) == 0
+    assert lines(run)[-1]["num_frames"] >= 700 and [line["step"] for line in lines(run)] == [0, 1, 2, 3]
+
+
+def test_a_refused_resume_leaves_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "q_learning", *CHAIN, "--num-frames", "500", "--out", str(run)]) == 0
+    before = (run / "config.json").read_text()
+    assert main(["train", "--resume", str(run), "--num-frames", "510"]) == 1
+    assert "--num-frames MORE" in capsys.readouterr().err
+    assert (run / "config.json").read_text() == before
+
+
+def test_frames_are_those_that_were_lived(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    flags = ["--num-envs", "50", "--num-frames", "300", "--log-every", "100", "--eval-episodes", "5"]
+    assert main(["train", "reinforce", *flags, "--eval-every", "0", "--out", str(run)]) == 0
+    found = lines(run)
+    # One batch of 50 episodes is longer than the run; the lines after it have no frame of their own.
+    assert found[1]["num_frames"] > 300 and "frames_per_second" in found[1]
+    assert "frames_per_second" not in found[2] and found[2]["num_frames"] == found[1]["num_frames"]
+    assert f"frames {found[1]['num_frames']:,.0f}" in capsys.readouterr().out
+
+
+def test_values_that_are_not_finite_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    flags = ["--lr", "1e30", "--num-frames", "3000", "--eval-every", "0", "--eval-episodes", "2"]
+    assert main(["train", "dqn", "--env", "Acrobot-v1", *flags, "--out", str(run)]) == 1
+    error = capsys.readouterr().err
+    assert "RunError: step" in error and "is nan" in error and "Lower --lr" in error
+
+
+def test_what_shows_that_learning_is_over() -> None:
+    assert diverged({"q": 1.0, "td_error": 0.5, "skipped": 0.9}) == ""
+    assert diverged({"td_error": float("inf")}) == "td_error is inf"
+    assert "finite" in diverged({"skipped": 1.0})
