@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from gradhat.algorithms.tabular_errors import errors, truth
+from gradhat.envs.gym import GymSpec, make
+from gradhat.envs.toy_text import tables
 from gradhat.exact.mdp import TabularMDP, tabular
 from gradhat.exact.zoo import ZOO, chain, cliff_walk, two_states
+from gradhat.training.control.evaluate import play
 
 
 def test_the_error_of_a_chain_by_hand() -> None:
@@ -16,16 +19,16 @@ def test_the_error_of_a_chain_by_hand() -> None:
     known = truth(chain(2))
     # Nobody acts in the last state.
     right = torch.tensor([[0.1, 0.9], [0.1, 1.0], [7.0, -7.0]], dtype=torch.float64)
-    assert errors(known, right) == pytest.approx({"q_error/max": 0, "v_error/max": 0, "greedy_return": 0.9})
+    assert errors(known, right) == pytest.approx({"q_error/max": 0, "v_error/max": 0, "greedy_return": 1})
     quits = right.clone()
     quits[0, 0] = 1.2
     assert errors(known, quits) == pytest.approx(
         {"q_error/max": 1.1, "v_error/max": 0.8, "greedy_return": 0.1}
     )
     torn = right.clone()
-    torn[1] = 0.1  # ties are drawn: half of 0.1 and 1
+    torn[1] = 0.1  # V draws ties: half of 0.1 and 1. An episode takes the first, as the agent does.
     assert errors(known, torn) == pytest.approx(
-        {"q_error/max": 0.9, "v_error/max": 0.45, "greedy_return": 0.9 * 0.55}
+        {"q_error/max": 0.9, "v_error/max": 0.45, "greedy_return": 0.1}
     )
 
 
@@ -57,9 +60,22 @@ def test_a_policy_that_never_ends_has_no_value_and_one_that_ends_from_the_start_
     assert lost["q_error/max"] == pytest.approx(5)
 
 
-def test_the_empty_table_is_the_uniform_policy() -> None:
+def test_the_empty_table_goes_up_for_ever() -> None:
+    """Then there is no return without a time limit; with one it is exact, and without discount."""
     found = errors(truth(cliff_walk()), torch.zeros(48, 4).double())
-    assert found["q_error/max"] == pytest.approx(113) and found["greedy_return"] < -1000
+    assert found["q_error/max"] == pytest.approx(113) and math.isnan(found["greedy_return"])
+    limited = replace(cliff_walk(), horizon=50, gamma=0.5)
+    assert errors(truth(limited), torch.zeros(48, 4).double())["greedy_return"] == -50
+
+
+def test_the_return_is_what_episodes_of_frozen_lake_pay() -> None:
+    """100 steps, no discount: the greedy policy of Q* for γ = 0.99, played in Gymnasium."""
+    known = truth(tables("FrozenLake-v1", gamma=0.99, limited=True))
+    found = errors(known, known.optimum.q)["greedy_return"]
+    world = make(GymSpec("FrozenLake-v1", 100))
+    best = known.optimum.q.argmax(-1)
+    played = play(world, lambda seen: best[seen.argmax(-1)], 4000, 0, max_steps=1000).returns
+    assert 0.70 < found < 0.78 and sum(played) / 4000 == pytest.approx(found, abs=4 * 0.44 / 4000**0.5)
 
 
 def test_where_the_world_moves_by_itself_there_is_nothing_to_learn() -> None:
@@ -68,6 +84,11 @@ def test_where_the_world_moves_by_itself_there_is_nothing_to_learn() -> None:
     q = known.optimum.q.clone()
     q[~mdp.own] = 99
     assert errors(known, q)["q_error/max"] == 0
+
+
+def test_a_discount_of_the_worlds_own_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"gamma=0.9 .* moves by itself.* Use gamma=1"):
+        truth(replace(ZOO["turn"](), gamma=0.9))
 
 
 def test_states_that_look_alike_have_no_optimum_of_observations() -> None:

@@ -95,11 +95,15 @@ def test_what_cannot_be_watched_is_said_in_one_message(
         (
             [tmp_path / "new"],
             1,
-            f"found no whole checkpoint. Train on first: gradhat train --resume {tmp_path}/new",
+            f"found none yet. Train on first: gradhat train --resume {tmp_path}/new",
         ),
         ([tmp_path / "nowhere"], 1, "config.json cannot be read"),
         ([trained, "--episodes", "0"], 2, "episodes=0: found a value out of range"),
-        ([trained, "--out", tmp_path / "a.avi"], 2, "a film a.avi: found the ending '.avi'. Use .mp4 or .gif."),
+        (
+            [trained, "--out", tmp_path / "a.avi"],
+            2,
+            "a film a.avi: found the ending '.avi'. Use .mp4 or .gif.",
+        ),
     ):
         assert main(["watch", *map(str, words)]) == code, words
         said = capsys.readouterr()

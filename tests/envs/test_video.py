@@ -1,5 +1,6 @@
 """A film shows the episode as it was: a picture before every step and one of the end."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,23 @@ def test_a_film_stops_where_it_is_told() -> None:
     film = frames("Pendulum-v1", {"g": 9.0}, lambda _: np.zeros(1), seed=0, max_steps=4)
     assert len(film.frames) == 5 and not film.ended
     assert film.total < 0
+
+
+@pytest.mark.parametrize("chosen", [None, "offscreen"])
+def test_a_film_looks_for_no_screen(chosen: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("SDL_VIDEODRIVER", chosen)
+    seen: list[str | None] = []
+
+    def act(_: Any) -> int:
+        seen.append(os.environ.get("SDL_VIDEODRIVER"))
+        return 1
+
+    frames("CartPole-v1", {}, act, seed=0, max_steps=1)
+    assert seen == [chosen or "dummy"]
+    # Windows that are opened later are seen.
+    assert os.environ.get("SDL_VIDEODRIVER") == chosen
 
 
 def test_what_cannot_be_drawn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

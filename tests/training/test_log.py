@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import TextIO
 
+import pytest
+
 from gradhat.training.log import Log, duration, progress_line
 from gradhat.trajectories import Record, Verdict
 
@@ -55,6 +57,23 @@ def test_without_a_terminal_each_step_is_a_plain_line() -> None:
     lines = out.getvalue().splitlines()
     assert [line.split("  ")[0] for line in lines] == ["step 1/100", "step 2/100"]
     assert "\x1b" not in out.getvalue()
+
+
+def test_on_a_terminal_the_line_is_replaced_and_warnings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    with log_of_100(out=out) as log:
+        log.step(1, METRICS)
+        log.step(2, {**METRICS, "kl": math.inf})
+    text = out.getvalue().replace("\r", "")
+    assert "step 1/100" in text and "warning: step 2: kl is inf" in text
+    # Between two lines of progress the first is erased.
+    between = text[text.index("step 1/100") : text.index("step 2/100")]
+    assert "\n" not in between and "\x1b[2K" in between
 
 
 def test_the_surrogate_loss_is_not_shown() -> None:

@@ -1,6 +1,5 @@
 """How far a table of action values is from the truth, so that convergence is seen and not believed."""
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ class Truth(NamedTuple):
     acts: Tensor
     """bool `[S]`: states that can be reached in which the policy acts."""
     horizon: int | None
+    """The time limit of an episode."""
 
 
 def truth(mdp: TabularMDP) -> Truth:
@@ -27,7 +27,8 @@ def truth(mdp: TabularMDP) -> Truth:
 
     A time limit is no part of the problem that a table solves: with one, Q* would depend on the step. Failure
     case: a state that only a longer trajectory comes to is never learned from. ValueError where two such
-    states look alike, so that Q* is none of observations; and where γ = 1 and nothing ends without the limit.
+    states look alike, so that Q* is none of observations; where γ = 1 and nothing ends without the limit; and
+    where γ < 1 in a world that moves by itself: here its own steps take time, for a learner they do not.
     """
     reached = leads_to(mdp.start > 0, (mdp.transition > 0).any(1).T)
     acts = reached & mdp.own & ~mdp.terminal
@@ -39,6 +40,11 @@ def truth(mdp: TabularMDP) -> Truth:
             f"the error of Q by observation was asked for: found states {alike} that all show {shown}, so Q* "
             "of an observation is not defined. Use a world whose observations tell its states apart."
         )
+    if mdp.gamma < 1 and bool((reached & ~mdp.own & ~mdp.terminal).any()):
+        raise ValueError(
+            f"the error of Q with gamma={mdp.gamma:g} was asked for: found a world that moves by itself. Its "
+            "tables discount those steps, and learners see own steps alone. Use gamma=1."
+        )
     world = _within(mdp, reached)
     return Truth(world, value_iteration(world), acts, mdp.horizon)
 
@@ -48,24 +54,32 @@ def errors(truth: Truth, q: Tensor) -> dict[str, float]:
 
         q_error/max      max |Q − Q*| over the pairs that can be reached
         v_error/max      max |V_π − V*| over these states, of the greedy policy π, ties drawn uniformly
-        greedy_return    J(π), over the horizon where the world has one
+        greedy_return    E Σ_t r_t over an episode, of the policy that takes the first of the best actions
 
-    nan where π may never end and γ = 1: from one of these states there is no V_π, and from a start no J. An
-    error is in the unit of the rewards.
+    The errors are those of the world without a time limit, with its γ. The return is what an episode pays:
+    undiscounted, within the limit. nan where γ = 1 and π may never end, so that there is no V_π; and for the
+    return where there is no limit and an episode may never end. An error is in the unit of the rewards.
     """
     world, acts = truth.world, truth.acts
     greedy = epsilon_greedy(q, 0.0)[world.observation]
     v = _values(world, greedy)
-    if truth.horizon is None:
-        visited = leads_to(world.start > 0, _step(world, greedy).T)
-        found = world.start @ _values(_within(world, visited), greedy)
-    else:
-        found = expected_return(replace(world, horizon=truth.horizon), greedy)
     return {
         "q_error/max": float((q[world.observation] - truth.optimum.q)[acts].abs().max()),
         "v_error/max": float((v - truth.optimum.v)[acts].abs().max()),
-        "greedy_return": float(found),
+        "greedy_return": _paid(world, q.argmax(-1)[world.observation], truth.horizon),
     }
+
+
+def _paid(world: TabularMDP, actions: Tensor, horizon: int | None) -> float:
+    """Return the undiscounted return of the policy that takes `actions` int64 `[S]`, nan if it is not sure to
+    end: the world with these actions and no others is a chain, and that has a return."""
+    states = torch.arange(world.num_states)
+    P, r = (table[states, actions][:, None] for table in (world.transition, world.reward))
+    visited = leads_to(world.start > 0, (P[:, 0] > 0).T)
+    if horizon is None and not bool(leads_to(world.terminal, P[:, 0] > 0)[visited].all()):
+        return torch.nan
+    chain = tabular(P, r, world.start, gamma=1.0, terminal=world.terminal | ~visited, horizon=horizon)
+    return float(expected_return(chain, torch.ones(world.num_states, 1, dtype=torch.float64)))
 
 
 def _within(mdp: TabularMDP, reached: Tensor) -> TabularMDP:

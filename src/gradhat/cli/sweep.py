@@ -82,8 +82,11 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def planned(words: list[str], out: Path | None) -> "Plan":
-    """Return the runs of the grid. gradhat train itself reads each command: a wrong one fails here, and one in
-    an environment that cannot be made."""
+    """Return the runs of the grid.
+
+    gradhat train itself reads each command: a wrong one fails here, as does an environment that cannot be
+    made.
+    """
     from gradhat.training.sweeps import grid
     from gradhat.training.sweeps import plan as planning
 

@@ -19,6 +19,11 @@ TROUBLE = "gradhat.trouble"
 """Key of an info that says, in words, how an environment broke. An exception would end its worker process,
 and would not say which environment it came from."""
 
+ANSWER = "(observation, reward, terminated, truncated, info)"
+AROUND = (Path(__file__).parents[1], Path(gymnasium.__file__).parent)
+"""The homes of the code around an environment: never the place that is to be repaired, save in `ENVS`."""
+ENVS = Path(gymnasium.__file__).parent / "envs"
+
 Answer = tuple[Any, float, bool, bool, dict[str, Any]]
 """Observation, reward, terminated, truncated, info."""
 
@@ -129,9 +134,20 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _named(self, asked: str, error: Exception) -> str:
         found = str(error)
         if not isinstance(error, TaskError):
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            found = f"{type(error).__name__}: {error}, at {Path(place.filename).name}:{place.lineno}"
+            # Where no code but ours and Gymnasium's met it, what they were given is wrong.
+            answer = "(observation, info)" if asked == "reset()" else ANSWER
+            place = _place(error) or f"an answer that should be {answer}"
+            found = f"{type(error).__name__}: {error}, at {place}"
         return f"{self._name}, environment {self._index}, {asked}: found {found}. Repair the environment."
+
+
+def _place(error: Exception) -> str:
+    """Return file:line of the innermost code that is neither ours nor Gymnasium's, or nothing."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(ENVS) or not any(path.is_relative_to(home) for home in AROUND):
+            return f"{path.name}:{frame.lineno}"
+    return ""
 
 
 def _same(a: Answer, b: Answer) -> bool:

@@ -49,7 +49,7 @@ def vector_of(spec: GymSpec) -> VectorEnv[Any, Any, Any]:
     mode = vector.metadata.get("autoreset_mode")
     if spec.autoreset != "auto" and mode is not AutoresetMode[spec.autoreset.upper()]:
         raise ConfigError(
-            f"autoreset={spec.autoreset!r} of {found.id}: found {mode} in its native version. "
+            f"autoreset={spec.autoreset!r} of {spec.env}: found {mode} in its native version. "
             "Use autoreset='auto', or vectorization='sync'."
         )
     return vector
@@ -59,7 +59,7 @@ def _native(spec: GymSpec, found: EnvSpec) -> bool:
     has_one = found.vector_entry_point is not None and not found.additional_wrappers
     if spec.vectorization == "native" and not has_one:
         raise ConfigError(
-            f"vectorization='native' of {found.id}: found no vector version of it. Use 'sync' or 'async'."
+            f"vectorization='native' of {spec.env}: found no vector version of it. Use 'sync' or 'async'."
         )
     return spec.vectorization == "native" or (
         spec.vectorization == "auto" and has_one and spec.autoreset == "auto"
@@ -67,7 +67,7 @@ def _native(spec: GymSpec, found: EnvSpec) -> bool:
 
 
 def _one_by_one(spec: GymSpec, found: EnvSpec) -> VectorEnv[Any, Any, Any]:
-    makers = [partial(_single, found, dict(spec.kwargs), i) for i in range(spec.num_envs)]
+    makers = [partial(_single, found, spec.env, dict(spec.kwargs), i) for i in range(spec.num_envs)]
     mode = AutoresetMode["DISABLED" if spec.autoreset == "auto" else spec.autoreset.upper()]
     if spec.vectorization != "async":
         return SyncVectorEnv(makers, copy=False, autoreset_mode=mode)
@@ -76,9 +76,9 @@ def _one_by_one(spec: GymSpec, found: EnvSpec) -> VectorEnv[Any, Any, Any]:
     return vector
 
 
-def _single(found: EnvSpec, kwargs: dict[str, Any], index: int) -> Recorder:
+def _single(found: EnvSpec, name: str, kwargs: dict[str, Any], index: int) -> Recorder:
     env: gymnasium.Env[Any, Any] = gymnasium.make(found, disable_env_checker=True, **kwargs)
     # Before any worker process is started.
-    flat_size(env.observation_space, found.id)
-    actions_of(env.action_space, found.id)
-    return Recorder(env if is_flat(env.observation_space) else FlattenObservation(env), found.id, index)
+    flat_size(env.observation_space, name)
+    actions_of(env.action_space, name)
+    return Recorder(env if is_flat(env.observation_space) else FlattenObservation(env), name, index)

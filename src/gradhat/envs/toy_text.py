@@ -22,21 +22,31 @@ def tables(
     without a horizon. A state is terminal when coming there ends the episode. ConfigError for an environment
     without tables, without the limit that was asked for, and where coming to a state ends only some episodes.
     """
-    found = registered(env_id)
-    with making(found, kwargs or {}):
-        env: Any = gymnasium.make(found, disable_env_checker=True, **(kwargs or {})).unwrapped
+    made = _made(env_id, kwargs)
+    env = made.unwrapped
     if not hasattr(env, "P") or not hasattr(env, "initial_state_distrib"):
         raise ConfigError(
             f"the tables of {env_id}: found no P and initial_state_distrib in it. Use an environment that "
             "has them, such as FrozenLake, CliffWalking or Taxi."
         )
-    if limited and found.max_episode_steps is None:
+    horizon = made.spec.max_episode_steps if limited else None
+    if limited and horizon is None:
         raise ConfigError(f"the time limit of {env_id}: found none. Use its tables without a limit.")
     start = torch.tensor(env.initial_state_distrib, dtype=torch.float64)
     transition, reward, ending = _read(env.P, len(start))
     terminal = _terminal(transition, ending, start, env_id)
-    horizon = found.max_episode_steps if limited else None
     return tabular(transition, reward, start / start.sum(), gamma=gamma, terminal=terminal, horizon=horizon)
+
+
+def time_limit(env_id: str, kwargs: Mapping[str, Any] | None = None) -> int | None:
+    """Return after how many steps an episode is cut, or None where none is."""
+    return _made(env_id, kwargs).spec.max_episode_steps
+
+
+def _made(env_id: str, kwargs: Mapping[str, Any] | None) -> Any:
+    found = registered(env_id)
+    with making(found, kwargs or {}):
+        return gymnasium.make(found, disable_env_checker=True, **(kwargs or {}))
 
 
 def _read(P: Mapping[int, Mapping[int, Any]], num_states: int) -> tuple[Tensor, Tensor, Tensor]:

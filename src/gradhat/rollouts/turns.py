@@ -38,10 +38,10 @@ class Moment(NamedTuple):
 class Turns:
     """Holds an own step back until its successor is known.
 
-    It then stands in the present column: a step is written where the policy acts next or the episode ends, not
-    where it was taken, and the columns before are masked. So rows keep their length and the order of their
-    own steps, and a chunk that ends in the middle of the world's turn leaves the step to the next chunk.
-    That step was sampled by the weights before, as its logp says.
+    It stands in the column after which the policy acts again or the episode is over, and those before it,
+    back to where it was taken, are masked. So rows keep their length and the order of their own steps, and a
+    chunk that ends in the middle of the world's turn leaves the step to the next chunk: it was sampled by the
+    weights before, as its logp says.
 
     What a world pays before the policy's first action of an episode follows from no action, and is dropped.
     So is an episode in which the policy never acts.
@@ -53,8 +53,8 @@ class Turns:
     def settle(self, present: Moment, acts: Bools) -> Moment:
         """Take in one step; return the own steps that are known by it.
 
-        `acts` `[N]`: whether the policy acts next. The reset step of next-step autoreset follows an end, where
-        nothing is held: it stays masked.
+        `acts` `[N]`: whether the policy acts next. The reset step of next-step autoreset follows an end,
+        where nothing is held: it stays masked.
         """
         held = present if self._held is None else self._held
         own = present.live

@@ -76,8 +76,8 @@ class Collector:
         """Begin anew everywhere; return the first `per_env` episodes of each environment, one a row.
 
         Their number is fixed in advance, so ĝ over them is unbiased. Environments that are done early go on
-        until the last one is: those frames count, and are dropped, and `drain` returns none of their episodes.
-        TaskError where one does not end within `LONGEST` steps.
+        until the last one is: those frames count and are dropped, and `drain` returns none of their
+        episodes. TaskError where one does not end within `LONGEST` steps.
         """
         self._begin_anew()
         before = len(self._finished)

@@ -26,7 +26,10 @@ WIDTH = 100
 
 
 class Screen:
-    """Lines that stay and, on a terminal, one live line below them. A context: inside it that line is shown."""
+    """Lines that stay and, on a terminal, one live line below them.
+
+    A context: inside it the live line is on the screen.
+    """
 
     def __init__(self, out: TextIO | None = None) -> None:
         self.console = Console(file=out or sys.stdout, highlight=False, markup=False, soft_wrap=True)

@@ -80,7 +80,7 @@ WRONG_WORLDS = {
     "a choice for SAC": (
         "sac",
         "--env CartPole-v1 --first-frames 9",
-        ["sac in CartPole-v1: its actions are a choice of 2", "ppo, trpo, dqn, monte_carlo, sarsa"],
+        ["sac in CartPole-v1: its actions are a choice of 2", "ppo, trpo, dqn.\n"],
     ),
     "no bounds for DDPG": (
         "ddpg",

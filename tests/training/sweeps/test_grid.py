@@ -5,7 +5,17 @@ from typing import Any
 import pytest
 
 from gradhat.errors import ConfigError
-from gradhat.training.sweeps.grid import Point, check_once, commands, flags, flat, name_of, spoken, swept, varying
+from gradhat.training.sweeps.grid import (
+    Point,
+    check_once,
+    commands,
+    flags,
+    flat,
+    name_of,
+    spoken,
+    swept,
+    varying,
+)
 
 DEFAULTS = {
     "env": "CartPole-v1",

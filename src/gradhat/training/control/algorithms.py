@@ -249,11 +249,16 @@ ALGORITHMS = {row.learning.name: row for row in ROWS}
 
 
 def check_actions(config: Config, world: World) -> None:
-    """ConfigError names the algorithms that can serve the world's actions."""
+    """ConfigError names the algorithms that can serve the world: those with a table only if it has tables."""
     kind = "discrete" if world.actions.discrete else "continuous"
     if ALGORITHMS[config.algorithm].serves in (kind, "both"):
         return
-    can = [name for name, row in ALGORITHMS.items() if row.serves in (kind, "both")]
+    tables = worlds.has_tables(config)
+    can = [
+        name
+        for name, row in ALGORITHMS.items()
+        if row.serves in (kind, "both") and (tables or row.make is not make_tabular)
+    ]
     what = f"a choice of {world.actions.size}" if world.actions.discrete else "vectors of numbers"
     raise ConfigError(
         f"{config.algorithm} in {config.env}: its actions are {what}, which {config.algorithm} cannot "

@@ -7,7 +7,7 @@ from gradhat.envs import gym
 from gradhat.envs.gym import World
 from gradhat.envs.gym_vector import GymSpec
 from gradhat.envs.tabular import TabularVectorEnv
-from gradhat.envs.toy_text import tables
+from gradhat.envs.toy_text import tables, time_limit
 from gradhat.errors import ConfigError
 from gradhat.exact.mdp import TabularMDP
 from gradhat.exact.zoo import ZOO
@@ -31,10 +31,24 @@ def make(config: ControlConfig[Any], num_envs: int) -> World:
 
 
 def exact(config: ControlConfig[Any], gamma: float) -> TabularMDP:
-    """Return the tables of the world, with the discount of the algorithm. ConfigError without."""
+    """Return the tables of the world, with the discount of the algorithm; the horizon is its time limit.
+
+    ConfigError without tables.
+    """
     if config.env.startswith(ZOO_PREFIX):
         return replace(_of_zoo(config), gamma=gamma)
-    return tables(config.env, env_kwargs(config), gamma=gamma, limited=False)
+    kwargs = env_kwargs(config)
+    limited = time_limit(config.env, kwargs) is not None
+    return tables(config.env, kwargs, gamma=gamma, limited=limited)
+
+
+def has_tables(config: ControlConfig[Any]) -> bool:
+    """Whether the world can be learned by an algorithm with a table."""
+    try:
+        exact(config, gamma=0.0)
+    except ConfigError:
+        return False
+    return True
 
 
 def _of_zoo(config: ControlConfig[Any]) -> TabularMDP:

@@ -56,8 +56,8 @@ def plan(folder: Path, points: Sequence[Point], keys: Sequence[str]) -> Plan:
         name = names.get(content) or name_of(point.config, keys)
         if name in cells:
             raise ConfigError(
-                f"sweep: found two runs with the folder {name}. Give every value once, and vary fewer settings "
-                f"where their names do not fit into {NAME} letters."
+                f"sweep: found two runs with the folder {name}. Give every value once, and vary fewer "
+                f"settings where their names do not fit into {NAME} letters."
             )
         cells[name] = Cell(name, folder / name, point)
     return Plan(folder, list(cells.values()), list(keys))
