@@ -38,10 +38,10 @@ def registered(env_id: str) -> EnvSpec:
 
 
 @contextmanager
-def making(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Generator[None]:
-    """Explain what goes wrong while an environment of `spec` is made. ConfigError, or TaskError where its own
-    code is at fault."""
-    what = f"environment {spec.id!r}" + (f" with {dict(kwargs)}" if kwargs else "")
+def making(env_id: str, spec: EnvSpec, kwargs: Mapping[str, Any]) -> Generator[None]:
+    """Explain what goes wrong while the environment `env_id`, of `spec`, is made. ConfigError, or TaskError
+    where its own code is at fault."""
+    what = f"environment {env_id!r}" + (f" with {dict(kwargs)}" if kwargs else "")
     try:
         with warnings.catch_warnings():
             # Box2D's bindings crash the whole process where this warning, of their import, is an error.

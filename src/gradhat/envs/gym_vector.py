@@ -42,7 +42,7 @@ def vector_of(spec: GymSpec) -> VectorEnv[Any, Any, Any]:
     if spec.num_envs < 1:
         raise ConfigError(f"num_envs={spec.num_envs}: found no environment to step. Use 1 or more.")
     found = registered(spec.env)
-    with making(found, spec.kwargs):
+    with making(spec.env, found, spec.kwargs):
         if not _native(spec, found):
             return _one_by_one(spec, found)
         vector = gymnasium.make_vec(found, spec.num_envs, "vector_entry_point", **spec.kwargs)

@@ -45,7 +45,7 @@ def time_limit(env_id: str, kwargs: Mapping[str, Any] | None = None) -> int | No
 
 def _made(env_id: str, kwargs: Mapping[str, Any] | None) -> Any:
     found = registered(env_id)
-    with making(found, kwargs or {}):
+    with making(env_id, found, kwargs or {}):
         return gymnasium.make(found, disable_env_checker=True, **(kwargs or {}))
 
 
