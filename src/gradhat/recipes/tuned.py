@@ -102,9 +102,9 @@ MOUNTAIN_CAR = (
     # The goal is some hundred steps away and pays once: long returns carry it back.
     ControlConfig(
         DQN(
-            memory=Memory(num_steps=16, num_updates=64, batch_size=128, lr_end=0.0),
+            memory=Memory(num_steps=16, num_updates=64, batch_size=128, lr_end=1e-4),
             settings=dqn.Settings(
-                lr=2e-3, hidden=(128, 128), n_step=10, target_every=500, epsilon_frames=20_000
+                lr=6e-3, hidden=(128, 128), n_step=10, target_every=500, epsilon_frames=10_000
             ),
         ),
         env="MountainCar-v0",
