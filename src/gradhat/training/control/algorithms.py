@@ -55,38 +55,36 @@ def make_reinforce(config: Config, world: World) -> Agent:
 
 def make_a2c(config: Config, world: World) -> Agent:
     """Return an A2C agent in `world`."""
-    learning: settings.A2C = config.learning
-    page = learning.settings
-
-    def learn(agent: OnPolicyAgent, batch: Trajectories) -> dict[str, float]:
-        credited = critic.credit(agent.policy, batch, gamma=page.gamma, lam=page.lam)
-        return a2c.update(agent.policy, agent.optimizer, credited, page)
-
-    return _on_policy(config, world, learning.network, on_policy.steps(learning.num_steps), learn)
+    page: a2c.Settings = config.learning.settings
+    return _batches(config, world, lambda a, batch: a2c.update(a.policy, a.optimizer, batch, page))
 
 
 def make_ppo(config: Config, world: World) -> Agent:
     """Return a PPO agent in `world`."""
-    learning: settings.PPO = config.learning
-    page = learning.settings
-
-    def learn(agent: OnPolicyAgent, batch: Trajectories) -> dict[str, float]:
-        credited = critic.credit(agent.policy, batch, gamma=page.gamma, lam=page.lam)
-        return ppo.update(agent.policy, agent.optimizer, credited, page, agent.generator)
-
-    return _on_policy(config, world, learning.network, on_policy.steps(learning.num_steps), learn)
+    page: ppo.Settings = config.learning.settings
+    return _batches(
+        config, world, lambda a, batch: ppo.update(a.policy, a.optimizer, batch, page, a.generator)
+    )
 
 
 def make_trpo(config: Config, world: World) -> Agent:
     """Return a TRPO agent in `world`."""
-    learning: settings.TRPO = config.learning
-    page = learning.settings
+    page: trpo.Settings = config.learning.settings
+    return _batches(
+        config, world, lambda a, batch: trpo.update(a.policy, a.optimizer, batch, page, a.generator)
+    )
+
+
+def _batches(config: Config, world: World, update: Learn) -> Agent:
+    """Return an agent that updates on batches of steps, to which a critic gave credit."""
+    page = config.learning.settings
 
     def learn(agent: OnPolicyAgent, batch: Trajectories) -> dict[str, float]:
-        credited = critic.credit(agent.policy, batch, gamma=page.gamma, lam=page.lam)
-        return trpo.update(agent.policy, agent.optimizer, credited, page, agent.generator)
+        return update(agent, critic.credit(agent.policy, batch, gamma=page.gamma, lam=page.lam))
 
-    return _on_policy(config, world, learning.network, on_policy.steps(learning.num_steps), learn)
+    return _on_policy(
+        config, world, config.learning.network, on_policy.steps(config.learning.num_steps), learn
+    )
 
 
 def _on_policy(
