@@ -61,3 +61,8 @@ def test_what_shows_that_learning_is_over() -> None:
     assert diverged({"q": 1.0, "td_error": 0.5, "skipped": 0.9}) == ""
     assert diverged({"td_error": float("inf")}) == "td_error is inf"
     assert "finite" in diverged({"skipped": 1.0})
+
+
+def test_a_world_of_the_zoo_is_stepped_in_one_way(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "q_learning", *CHAIN, "--num-frames", "500", "--vectorization", "sync"]) == 2
+    assert "always stepped as one array" in capsys.readouterr().err

@@ -60,4 +60,9 @@ def _of_zoo(config: ControlConfig[Any]) -> TabularMDP:
             f"--env {config.env} --env-args {' '.join(config.env_args)}: found a world of the zoo, which "
             "takes no arguments. Drop --env-args."
         )
+    if config.vectorization in ("sync", "async"):
+        raise ConfigError(
+            f"--env {config.env} --vectorization {config.vectorization}: found a world of the zoo, whose "
+            "copies are always stepped as one array. Drop --vectorization."
+        )
     return ZOO[name]()
