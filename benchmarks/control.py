@@ -21,7 +21,7 @@ from gradhat.training.control import session
 from gradhat.training.control.config import ControlConfig
 
 HERE = Path(__file__).parent
-FRAMES = {"ppo": 60_000, "a2c": 140_000, "dqn": 50_000}
+FRAMES = {"ppo": 100_000, "a2c": 200_000, "dqn": 50_000}
 """Frames after which our settings hold 500; Stable-Baselines3 is given the RL Zoo's 100k, 200k, 50k."""
 ENVS = (1, 8, 64, 512)
 SAMPLES = 2048

@@ -104,6 +104,8 @@ def test_what_cannot_be_watched_is_said_in_one_message(
             2,
             "a film a.avi: found the ending '.avi'. Use .mp4 or .gif.",
         ),
+        ([trained, "--out", trained / "config.json" / "a.gif"], 1, "Choose an --out that can be written."),
+        ([trained, "--out", tmp_path / f"{'a' * 300}.gif"], 1, "File name too long"),
     ):
         assert main(["watch", *map(str, words)]) == code, words
         said = capsys.readouterr()

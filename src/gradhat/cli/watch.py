@@ -66,7 +66,11 @@ def film(run: Path, flags: Flags) -> None:
     out = flags.out or run / ("watch.mp4" if find_spec("imageio_ffmpeg") else "watch.gif")
     pictures: list[video.Picture] = []
     fps = 0
-    with restored(run) as session:
+    with writing(out, todo="Choose an --out that can be written."):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with restored(run) as session, whole_file(out) as partial:
+        # A place that cannot be written is found before the episodes are played.
+        partial.touch()
         act = acting(session.agent.greedy())
         print(f"film   {config.algorithm} in {config.env}, the policy of step {session.step}")
         for i in range(flags.episodes):
@@ -76,9 +80,6 @@ def film(run: Path, flags: Flags) -> None:
             fps = seen.fps
             cut = "" if seen.ended else ", cut there: --max-steps MORE shows on"
             print(f"episode {i + 1}: return {seen.total:.1f} in {len(seen.frames) - 1} steps{cut}")
-    with writing(out, todo="Choose an --out that can be written."):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(out) as partial:
         video.write(partial, pictures, fps)
     print(f"written to {out}: {len(pictures)} pictures, {len(pictures) / fps:.0f} seconds")
 

@@ -22,10 +22,18 @@ CARTPOLE = (
     ControlConfig(
         Reinforce(network=Network(lr=1e-2), settings=reinforce.Settings(gamma=0.99, baseline="critic")),
     ),
-    ControlConfig(A2C(num_steps=8, network=Network(lr=3e-3, max_grad_norm=10.0)), num_envs=16),
+    ControlConfig(
+        A2C(num_steps=8, network=Network(lr=5e-3), settings=a2c.Settings(gamma=0.98)),
+        num_envs=32,
+    ),
     ControlConfig(A3C(num_steps=8, network=Network(lr=3e-3, max_grad_norm=10.0)), num_envs=16),
     ControlConfig(
-        PPO(num_steps=32, network=Network(lr=3e-3), settings=ppo.Settings(gamma=0.98, lam=0.9)), num_envs=64
+        PPO(
+            num_steps=32,
+            network=Network(lr=1e-2, max_grad_norm=1.0),
+            settings=ppo.Settings(gamma=0.98, lam=0.9, num_epochs=2),
+        ),
+        num_envs=64,
     ),
     ControlConfig(
         TRPO(
@@ -37,13 +45,13 @@ CARTPOLE = (
     ),
     ControlConfig(
         DQN(
-            memory=Memory(capacity=50_000, num_steps=32, num_updates=128),
+            memory=Memory(capacity=50_000, num_steps=32, num_updates=48, batch_size=128, lr_end=0.0),
             settings=dqn.Settings(
-                lr=2e-3,
+                lr=6e-3,
                 n_step=3,
                 alpha=0.6,
                 beta=0.5,
-                target_every=128,
+                target_every=100,
                 epsilon_end=0.04,
                 epsilon_frames=8_000,
             ),
@@ -72,7 +80,7 @@ SCALED = Network(lr=2.5e-3, normalize_observations=True, normalize_rewards=True)
 ACROBOT = (
     ControlConfig(
         A2C(
-            network=replace(SCALED, lr=3e-3, max_grad_norm=10.0),
+            network=replace(SCALED, lr=3e-3),
             settings=a2c.Settings(entropy_coef=0.01),
         ),
         env="Acrobot-v1",
@@ -132,6 +140,25 @@ PENDULUM = tuple(
 )
 
 LUNAR_LANDER = (
+    # Chance goes on for long, else it hovers and never finds that resting on the ground pays.
+    ControlConfig(
+        DQN(
+            memory=Memory(num_steps=2, num_updates=16, lr_end=0.0),
+            settings=dqn.Settings(
+                hidden=(256, 128),
+                n_step=3,
+                alpha=0.6,
+                target_every=200,
+                epsilon_end=0.01,
+                epsilon_frames=100_000,
+            ),
+        ),
+        env="LunarLander-v3",
+        num_frames=300_000,
+        log_every=5_000,
+        eval_every=50_000,
+        checkpoint_every=100_000,
+    ),
     ControlConfig(
         PPO(
             num_steps=512,

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -196,7 +196,9 @@ def whole_file(path: Path) -> Generator[Path]:
             yield partial
             publish(partial, path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        # What went wrong first is what is reported.
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise
 
 
