@@ -52,9 +52,11 @@ def adam(*modules: nn.Module | nn.Parameter, lr: float) -> Adam:
 
 def descend(optimizer: Optimizer, loss: Tensor) -> None:
     """Take one step down `loss`. No parameter but the optimiser's own gets a gradient."""
-    loss.backward(inputs=optimizer.param_groups[0]["params"])
+    parameters = optimizer.param_groups[0]["params"]
+    loss.backward(inputs=parameters)
     optimizer.step()
-    optimizer.zero_grad()
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def fit(critics: ContinuousQ, optimizer: Optimizer, batch: Transitions, targets: Tensor) -> Update:

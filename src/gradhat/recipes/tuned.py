@@ -45,7 +45,7 @@ CARTPOLE = (
     ),
     ControlConfig(
         DQN(
-            memory=Memory(capacity=50_000, num_steps=32, num_updates=48, batch_size=128, lr_end=0.0),
+            memory=Memory(capacity=50_000, num_steps=32, num_updates=45, batch_size=128, lr_end=0.0),
             settings=dqn.Settings(
                 lr=6e-3,
                 n_step=3,
