@@ -163,3 +163,9 @@ def test_rollouts_keep_every_token_and_the_credit_of_what_was_chosen(run: RunFol
     assert rows[1]["tokens"] == [21, 22]
     assert rows[1]["adv"] == [0.5, 0.5]
     assert rows[1]["logp"] == [-0.25, -2.0]
+
+
+def test_a_name_that_no_disk_takes_is_said_as_such(tmp_path: Path) -> None:
+    place = tmp_path / ("a" * 300)
+    with pytest.raises(RunError, match="File name too long"), whole_file(place) as partial:
+        partial.write_text("text")

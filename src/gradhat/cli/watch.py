@@ -67,10 +67,8 @@ def film(run: Path, flags: Flags) -> None:
     pictures: list[video.Picture] = []
     fps = 0
     with writing(out, todo="Choose an --out that can be written."):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with restored(run) as session, whole_file(out) as partial:
-        # A place that cannot be written is found before the episodes are played.
-        partial.touch()
+        _try_place(out)
+    with restored(run) as session:
         act = acting(session.agent.greedy())
         print(f"film   {config.algorithm} in {config.env}, the policy of step {session.step}")
         for i in range(flags.episodes):
@@ -80,8 +78,18 @@ def film(run: Path, flags: Flags) -> None:
             fps = seen.fps
             cut = "" if seen.ended else ", cut there: --max-steps MORE shows on"
             print(f"episode {i + 1}: return {seen.total:.1f} in {len(seen.frames) - 1} steps{cut}")
+    with whole_file(out) as partial:
         video.write(partial, pictures, fps)
     print(f"written to {out}: {len(pictures)} pictures, {len(pictures) / fps:.0f} seconds")
+
+
+def _try_place(out: Path) -> None:
+    """Raise OSError where `out` cannot be made: before the episodes are played, not after."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    there = out.exists()
+    out.touch()
+    if not there:
+        out.unlink()
 
 
 def read(run: Path) -> "ControlConfig[Any]":
