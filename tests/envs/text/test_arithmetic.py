@@ -16,7 +16,7 @@ EXPRESSION = re.compile(r"What is ([-0-9+* ]+)\?")
 def test_the_answer_is_what_python_says(num_terms: int) -> None:
     task = Arithmetic(num_terms=num_terms, digits=2)
     for seed in range(300):
-        text, answer, _ = task.question(seed)
+        text, answer, *_ = task.question(seed)
         found = EXPRESSION.fullmatch(text)
         assert found is not None, text
         assert len(re.findall("[0-9]+", text)) == num_terms
@@ -42,6 +42,19 @@ def test_every_question_of_the_smallest_task_occurs() -> None:
 )
 def test_how_many_questions_there_are(settings: dict[str, Any], num_questions: int) -> None:
     assert Arithmetic(**settings).num_questions == num_questions
+
+
+def test_the_operands_whatever_their_order_and_sign_are_the_key() -> None:
+    keys = {(q.text, q.key) for q in map(Arithmetic(digits=2).question, range(3000))}
+    for text, key in keys:
+        assert key == " ".join(sorted(re.findall("[0-9]+", text), key=int))
+    assert {"3 4"} == {
+        key for text, key in keys | drawn(Arithmetic()) if re.search(r"\b(3 . 4|4 . 3)\?", text)
+    }
+
+
+def drawn(task: Arithmetic) -> set[tuple[str, str]]:
+    return {(q.text, q.key) for q in map(task.question, range(3000))}
 
 
 def test_operands_keep_to_their_digits() -> None:

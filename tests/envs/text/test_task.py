@@ -1,6 +1,7 @@
 """Splits that never mix, and a guard around code that a user wrote."""
 
 import math
+import re
 import signal
 import threading
 import time
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from gradhat.envs.text.arithmetic import Arithmetic
-from gradhat.envs.text.task import Question, ask, check, draw, held_out, held_out_set, judge
+from gradhat.envs.text.task import Question, ask, check, draw, held_out, held_out_set, judge, key_of
 from gradhat.errors import TaskError
 from gradhat.trajectories import Verdict
 
@@ -33,7 +34,12 @@ class Mine:
         self.question = question
 
 
-def test_every_fifth_question_is_held_out_by_its_text_alone() -> None:
+def operands(text: str) -> str:
+    """The key of "What is 4 + 3?": "3 4"."""
+    return " ".join(sorted(re.findall("[0-9]+", text), key=int))
+
+
+def test_every_fifth_key_is_held_out_by_its_text_alone() -> None:
     texts = [f"question {i}" for i in range(10_000)]
     share = sum(map(held_out, texts)) / len(texts)
     assert 0.19 < share < 0.21
@@ -44,13 +50,31 @@ def test_every_fifth_question_is_held_out_by_its_text_alone() -> None:
 
 def test_draws_keep_to_their_split_and_their_seed() -> None:
     task = Arithmetic()
-    train = [draw(task, "train", seed).text for seed in range(500)]
-    test = [draw(task, "held_out", seed).text for seed in range(500)]
-    assert not any(map(held_out, train))
-    assert all(map(held_out, test))
-    assert train == [draw(task, "train", seed).text for seed in range(500)]
+    train = [draw(task, "train", seed) for seed in range(500)]
+    test = [draw(task, "held_out", seed) for seed in range(500)]
+    assert not any(held_out(key_of(question)) for question in train)
+    assert all(held_out(key_of(question)) for question in test)
+    assert train == [draw(task, "train", seed) for seed in range(500)]
     assert len(set(train)) > 150
     assert len(set(test)) > 40
+
+
+def test_no_key_is_on_both_sides() -> None:
+    task = Arithmetic()
+    train = {key_of(draw(task, "train", seed)) for seed in range(2000)}
+    test = {key_of(question) for question in held_out_set(task, 1000, seed=0)}
+    assert test == {key_of(draw(task, "held_out", seed)) for seed in range(2000)}
+    assert not train & test
+    assert len(train | test) == 55  # every unordered pair of digits
+
+
+def test_a_key_decides_for_the_text() -> None:
+    task = Mine(question=lambda seed: Question(f"Say {seed % 50}.", "yes", key=f"key {seed % 10}"))
+    found = held_out_set(task, 1000, seed=0)
+    assert found
+    assert {question.key for question in found} == {f"key {i}" for i in range(10) if held_out(f"key {i}")}
+    assert len({question.text for question in found}) == len(found) == 5 * len({q.key for q in found})
+    assert key_of(Question("Say yes.", "yes")) == "Say yes."
 
 
 def test_neighbouring_seeds_do_not_walk_the_same_questions() -> None:
@@ -63,7 +87,7 @@ def test_the_held_out_set_is_complete_distinct_and_in_order() -> None:
     everything = {f"What is {a} {sign} {b}?" for a in range(10) for b in range(10) for sign in "+-*"}
     found = [question.text for question in held_out_set(task, 1000, seed=0)]
     assert len(found) == len(set(found))
-    assert set(found) == set(filter(held_out, everything))
+    assert set(found) == {text for text in everything if held_out(operands(text))}
     assert [question.text for question in held_out_set(task, 20, seed=0)] == found[:20]
     assert [question.text for question in held_out_set(task, 1000, seed=1)] != found
 
@@ -185,7 +209,15 @@ def test_outside_the_main_thread_it_judges_without_a_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, "Say yes.", ("Say yes.", "yes"), Question("Say yes.", 3), Question(b"Say yes.", "yes")]
+    "value",
+    [
+        None,
+        "Say yes.",
+        ("Say yes.", "yes"),
+        Question("Say yes.", 3),
+        Question(b"Say yes.", "yes"),
+        Question("Say yes.", "yes", key=3),
+    ],
 )
 def test_what_is_no_question_is_an_error(value: Any) -> None:
     with pytest.raises(TaskError, match=r"task Mine: question\(seed=5\) returned .*Question\(text, answer\)"):
@@ -210,6 +242,10 @@ def test_a_good_task_passes_its_check() -> None:
         (Mine(lambda q, c: math.nan), "'Say 0.'.*finite"),
         (Mine(question=lambda seed: Question(f"Say {time.perf_counter()}.", "yes")), "second time"),
         (Mine(question=lambda seed: Question("Say yes.", str(time.perf_counter()))), "second time"),
+        (
+            Mine(question=lambda seed: Question("Say yes.", "yes", key=str(time.perf_counter()))),
+            "second time",
+        ),
     ],
 )
 def test_a_bad_task_fails_its_check(task: Mine, message: str) -> None:

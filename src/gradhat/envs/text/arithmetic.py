@@ -19,8 +19,9 @@ OPERATIONS = "+-*"
 class Arithmetic:
     """Questions like "What is 3 + 4?". Each operand and each operation is drawn uniformly.
 
-    Products bind tighter than sums and differences, as in school: 2 + 3 * 4 is 14. A TaskError names a bad
-    setting.
+    Products bind tighter than sums and differences, as in school: 2 + 3 * 4 is 14. The operands in ascending
+    order are the question's key, so "3 + 4", "4 + 3" and "3 * 4" are held out together or not at all. A
+    TaskError names a bad setting.
     """
 
     operations: str = OPERATIONS
@@ -60,7 +61,8 @@ class Arithmetic:
         terms = [rng.choice(operands) for _ in range(self.num_terms)]
         signs = [rng.choice(self.operations) for _ in range(self.num_terms - 1)]
         expression = str(terms[0]) + "".join(f" {s} {t}" for s, t in zip(signs, terms[1:], strict=True))
-        return Question(self.template.replace("{expression}", expression), str(_value(terms, signs)))
+        text = self.template.replace("{expression}", expression)
+        return Question(text, str(_value(terms, signs)), key=" ".join(map(str, sorted(terms))))
 
     def score(self, question: Question, completion: str) -> Verdict:
         """Give 1 when the last number of `completion` is the answer, else 0."""

@@ -23,7 +23,7 @@ from gradhat.trajectories import Verdict
 Split = Literal["train", "held_out"]
 
 HELD_OUT_SHARE = 5
-"""One question in five is held out."""
+"""One key in five is held out, with all its questions."""
 MAX_DRAWS = 1000
 """Questions tried before a split counts as empty."""
 TIME_LIMIT = 60.0
@@ -31,11 +31,16 @@ TIME_LIMIT = 60.0
 
 
 class Question(NamedTuple):
-    """One question. `answer` is the gold text or "" if there is none; `entry` is what else a scorer needs."""
+    """One question. `answer` is the gold text or "" if there is none; `entry` is what else a scorer needs.
+
+    `key` decides whether the question is held out: questions of one key are on the same side, so give one key
+    to all that the same knowledge answers ("3 + 4", "4 + 3"). Where it is "", the text is the key.
+    """
 
     text: str
     answer: str
     entry: Any = None
+    key: str = ""
 
 
 class Task(Protocol):
@@ -50,12 +55,19 @@ class Task(Protocol):
         ...
 
 
-def held_out(question_text: str) -> bool:
-    """Return whether a question belongs to the held-out fifth. It depends on the text alone.
+def key_of(question: Question) -> str:
+    """Return what the split goes by: the question's key, its text where it has none."""
+    return question.key or question.text
 
-    Questions that mean the same in other words ("3 + 4", "4 + 3") are different questions and may be split.
+
+def held_out(key: str) -> bool:
+    """Return whether the questions of `key` are held out: one key in five is, by a hash of it and of nothing
+    else.
+
+    Every task, level of a curriculum and process splits alike. Questions that mean the same in other words
+    and have other keys may be split.
     """
-    digest = blake2b(question_text.encode(errors="surrogatepass"), digest_size=8).digest()
+    digest = blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest) % HELD_OUT_SHARE == 0
 
 
@@ -66,7 +78,7 @@ def draw(task: Task, split: Split, seed: int) -> Question:
     """
     for _, derived in zip(range(MAX_DRAWS), _derived_seeds(seed), strict=False):
         question = ask(task, derived)
-        if held_out(question.text) == (split == "held_out"):
+        if held_out(key_of(question)) == (split == "held_out"):
             return question
     raise TaskError(
         f"{_name(task)}: a question of the split {split!r} was asked for, seed {seed}; "
@@ -75,7 +87,8 @@ def draw(task: Task, split: Split, seed: int) -> Question:
 
 
 def held_out_set(task: Task, n: int, seed: int) -> list[Question]:
-    """Return `n` distinct held-out questions in an order that `seed` fixes; all of them when there are fewer.
+    """Return `n` held-out questions of distinct texts in an order that `seed` fixes; all of them when there
+    are fewer.
 
     The search ends when draws bring nothing new for 100 × (found + 10) questions. When questions are equally
     likely the chance that one more exists is then below 1e-6; rare questions of an uneven task can be missed.
@@ -86,7 +99,7 @@ def held_out_set(task: Task, n: int, seed: int) -> list[Question]:
     while len(found) < n and idle < 100 * (len(found) + 10):
         question = ask(task, next(seeds))
         idle += 1
-        if held_out(question.text) and question.text not in found:
+        if held_out(key_of(question)) and question.text not in found:
             found[question.text] = question
             idle = 0
     return list(found.values())
@@ -107,9 +120,10 @@ def ask(task: Task, seed: int, *, seconds: float = TIME_LIMIT) -> Question:
     asked = f"{_name(task)}: question(seed={seed})"
     with guarded(asked, seconds):
         found = cast(object, task.question(seed))  # a user's code is not type checked
-    if not isinstance(found, Question) or not _all_text(found.text, found.answer):
+    if not isinstance(found, Question) or not _all_text(found.text, found.answer, found.key):
         raise TaskError(
-            f"{asked} returned {shorten(repr(found))}. Return Question(text, answer), two strings."
+            f"{asked} returned {shorten(repr(found))}. Return Question(text, answer), two strings; "
+            "a key is a third."
         )
     return found
 
@@ -207,7 +221,7 @@ def check(task: Task, num_questions: int = 20) -> None:
         question = ask(task, seed)
         where = f"{_name(task)}: question {shorten(question.text)!r} (seed {seed})"
         again = ask(task, seed)
-        if again[:2] != question[:2]:
+        if (again[:2], again.key) != (question[:2], question.key):
             raise TaskError(
                 f"{where} is {shorten(again.text)!r} the second time. Draw from random.Random(seed) only."
             )
