@@ -232,6 +232,22 @@ def test_rounds_of_different_lengths_are_padded_and_kept_apart(chat: Chat) -> No
     assert found.sampled.select(found.chosen).group.tolist()[::GROUP] == [4, 6, 0, 1]
 
 
+def test_a_group_is_never_cut(chat: Chat) -> None:
+    """Members at their group's mean have no advantage. Without them the rest is a choice by reward."""
+    with pytest.raises(ValueError, match=r"groups of 3: found a `silent` that differs within a group"):
+        collect(
+            starts(lambda _, text: float(text), range(50)),
+            chat,
+            Script(by_sample),
+            LIMITS,
+            num_prompts=4,
+            group_size=GROUP,
+            version=0,
+            silent=lambda returns, _: returns == 1.0,
+            max_replacements=4,
+        )
+
+
 def test_a_start_that_comes_again_in_a_later_round_is_answered_anew(chat: Chat, tiny_model: Path) -> None:
     engine = Engine(load(tiny_model), chat)
     again = iter([Start(lambda: World(lambda *_: 1.0), 3) for _ in range(6)])

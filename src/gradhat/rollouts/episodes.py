@@ -47,29 +47,44 @@ def collect(
 ) -> Experience:
     """Sample `group_size` episodes from each of `num_prompts` starts, and fresh ones for silent groups.
 
-    `silent` (rewards `[B]`, group `[B]`) → bool `[B]` says which groups carry no gradient. Up to
-    `max_replacements` further starts are tried, so that the chosen batch has `num_prompts` groups that do;
-    when they run out, silent groups fill it up. Which groups are chosen depends on their rewards: the mean
-    reward is that of `sampled`, not of the chosen rows. Each round of replacements samples with the next
-    seed, so that a start that comes again is answered anew. `starts` must not run out.
+    `silent` (rewards `[B]`, group `[B]`) → bool `[B]` says which groups carry no gradient; ValueError where
+    it tells members of one group apart. Up to `max_replacements` further starts are tried, so that the chosen
+    batch has `num_prompts` groups that do; when they run out, silent groups fill it up. Groups are chosen
+    whole. Which ones depends on their rewards: the mean reward is that of `sampled`, not of the chosen rows.
+    Each round of replacements samples with the next seed, so that a start that comes again is answered anew.
+    `starts` must not run out.
     """
     batches: list[Trajectories] = []
-    loud: list[int] = []
+    loud: list[int] = []  # numbers of groups
     quiet: list[int] = []
     wanted, left, groups = num_prompts, max_replacements, 0
     while wanted:
         opened = [next(starts) for _ in range(wanted)]
         fresh = replace(limits, seed=limits.seed + len(batches))
         batch = play(opened, chat, sampler, fresh, group_size=group_size, first_group=groups, version=version)
-        dead = silent(batch.returns(), batch.group)
-        for i, is_dead in enumerate(dead.tolist()):
-            (quiet if is_dead else loud).append(groups * group_size + i)
+        for i, is_dead in enumerate(_whole(silent(batch.returns(), batch.group), group_size)):
+            (quiet if is_dead else loud).append(groups + i)
         batches.append(batch)
         groups += wanted
-        wanted = min(num_prompts - len(loud) // group_size, left)
+        wanted = min(num_prompts - len(loud), left)
         left -= wanted
-    rows = (loud + quiet)[: num_prompts * group_size]
-    return Experience(join(batches), torch.tensor(rows))
+    chosen = torch.tensor((loud + quiet)[:num_prompts])
+    rows = chosen[:, None] * group_size + torch.arange(group_size)
+    return Experience(join(batches), rows.flatten())
+
+
+def _whole(dead: Tensor, group_size: int) -> list[bool]:
+    """Return which groups are silent, from bool `[B]` in the order of sampling.
+
+    A group that is cut by its rewards leaves the extremes, whose baseline then depends on the action.
+    """
+    table = dead.view(-1, group_size)
+    if bool((table != table[:, :1]).any()):
+        raise ValueError(
+            f"collect groups of {group_size}: found a `silent` that differs within a group. "
+            "Return one answer for all its members, as estimators.group.silent does."
+        )
+    return table[:, 0].tolist()
 
 
 def play(

@@ -10,6 +10,7 @@ from torch import Tensor
 from gradhat.algorithms import grpo, reinforce
 from gradhat.algorithms.ascend import Optimizer
 from gradhat.algorithms.grpo_family import FAMILY
+from gradhat.estimators.group import silent
 from gradhat.policies.language import weights
 from gradhat.policies.language.policy import LanguagePolicy
 from gradhat.policies.language.transformer import Transformer
@@ -23,7 +24,7 @@ class Learner(Protocol):
     """A batch in, a better policy and metrics out. All that the loop knows of an algorithm."""
 
     def silent(self, returns: Tensor, group: Tensor) -> Tensor:
-        """Return which trajectories carry no gradient, bool `[B]`."""
+        """Return which groups carry no gradient, bool `[B]`: the same for all members of a group."""
         ...
 
     def learn(self, batch: Trajectories) -> tuple[Trajectories, dict[str, float]]:
@@ -50,8 +51,8 @@ class GroupLearner:
     reference: Policy | None
 
     def silent(self, returns: Tensor, group: Tensor) -> Tensor:
-        """Return the groups without advantage. A KL term still pulls on them, but teaches nothing."""
-        return grpo.advantages(self.row, returns, group) == 0
+        """Return the groups of equal rewards, whole. A KL term still pulls on them, but teaches nothing."""
+        return silent(returns, group)
 
     def learn(self, batch: Trajectories) -> tuple[Trajectories, dict[str, float]]:
         known = batch if self.reference is None else grpo.refer(self.reference, batch)
