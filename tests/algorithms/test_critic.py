@@ -22,7 +22,7 @@ from onpolicy import (
 from torch import Tensor
 from toy import Recorder, Softmax, batch
 
-from gradhat.algorithms import a2c, critic, ppo
+from gradhat.algorithms import a2c, critic, ppo, trpo
 from gradhat.estimators.gae import gae
 from gradhat.exact.enumerate import paths
 from gradhat.policies.mlp import MLPPolicy
@@ -347,3 +347,22 @@ def test_what_is_missing_is_named() -> None:
         table = Softmax()
         words = batch((0,), (1,), table.module.logits)
         critic.value_loss(table.evaluate(words), words)
+
+
+@pytest.mark.parametrize("name", ["a2c", "ppo", "trpo", "fit"])
+def test_a_batch_in_which_nobody_acted_is_refused_in_words(name: str) -> None:
+    """A mean over no steps is no number, and a shuffle of no rows no error that says why."""
+    policy = random_policy(3, 2)
+    empty = replace(random_batch(policy), mask=torch.zeros(4, 6, dtype=torch.bool))
+    batch = critic.credit(policy, empty, gamma=0.9, lam=0.9)
+    optimizer = Adam(policy.module)
+    updates = {
+        "a2c": lambda: a2c.update(policy, optimizer, batch, a2c.Settings()),
+        "ppo": lambda: ppo.update(policy, optimizer, batch, ppo.Settings(), generator()),
+        "trpo": lambda: trpo.update(policy, optimizer, batch, trpo.Settings(), generator()),
+        "fit": lambda: critic.fit(
+            policy, optimizer, batch, num_epochs=1, num_minibatches=2, generator=generator()
+        ),
+    }
+    with pytest.raises(ValueError, match=r"found none that is the policy's own. Skip a batch"):
+        updates[name]()

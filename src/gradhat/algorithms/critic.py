@@ -92,7 +92,9 @@ def explained_variance(trajectories: Trajectories) -> float:
     """Return 1 − Var[y − V] / Var[y] over own steps: 1 for a perfect critic, 0 for a constant one.
 
     V is what it was when the credit was computed: y − V is the advantage. 0 where y does not vary.
+    ValueError for a batch without an own step.
     """
+    _check_some(trajectories)
     adv, targets = (tensor[trajectories.mask] for tensor in credited(trajectories))
     spread = targets.var(correction=0).item()
     return 1 - adv.var(correction=0).item() / spread if spread > 0 else 0.0
@@ -123,14 +125,24 @@ def fit(
     No gradient reaches the actor. Fit after the credit was computed: a V that knows the batch is a baseline
     that depends on its actions. Failure case: an optimiser that has also stepped the actor, and whose
     momentum moves weights without a gradient, drags the actor along; give the critic one of its own.
+    ValueError for a batch without an own step.
     """
     credited(trajectories)
+    _check_some(trajectories)
     rows = policy.examples(replace(trajectories, next_observations=None))
     losses: list[float] = []
     for _ in range(num_epochs):
         for minibatch in minibatches(rows, num_minibatches, generator):
             losses.append(_fit_step(policy, optimizer, minibatch))
     return {"diagnostics/value_loss": sum(losses) / max(1, len(losses))}
+
+
+def _check_some(trajectories: Trajectories) -> None:
+    if not bool(trajectories.mask.any()):
+        raise ValueError(
+            f"learn from {tuple(trajectories.mask.shape)} steps: found none that is the policy's own. "
+            "Skip a batch in which nobody acted."
+        )
 
 
 def _fit_step(policy: ActorCritic, optimizer: Optimizer, minibatch: Trajectories) -> float:

@@ -25,6 +25,8 @@ Floats = NDArray[np.float32]
 
 LONGEST = 100_000
 """Steps after which an episode is held to be endless."""
+IDLE = 10_000
+"""Steps of every environment without an own step, after which the policy is held never to act again."""
 
 
 class Episode(NamedTuple):
@@ -57,6 +59,8 @@ class Collector:
         """Own steps of all environments so far, without those that wait for the end of the world's turn."""
         self._finished: list[tuple[int, Episode]] = []
         """Each with the number of its environment."""
+        self._idle = 0
+        """Steps since anyone acted."""
         self._returns = np.zeros(world.num_envs)
         self._lengths = np.zeros(world.num_envs, dtype=np.int64)
         first = world.reset(seed)
@@ -68,7 +72,8 @@ class Collector:
 
         A row is cut at the end without an end of its episode: its last step has a successor to bootstrap
         from, and the next call goes on there. Where the world moves by itself the last step may come with
-        the next call.
+        the next call. The mask is false everywhere where nobody acted. TaskError where nobody does for `IDLE`
+        steps.
         """
         return self._pack([self._step(actor, generator) for _ in range(num_steps)], version)
 
@@ -157,7 +162,15 @@ class Collector:
         return normalise(observations, self.moments)
 
     def _count(self, step: Step, known: NDArray[np.bool_]) -> None:
-        self.num_frames += int(known.sum())
+        num_acted = int(known.sum())
+        self.num_frames += num_acted
+        self._idle = 0 if num_acted else self._idle + 1
+        if self._idle >= IDLE:
+            raise TaskError(
+                f"{self.world.name}: an action of the policy was waited for, found none in the last {IDLE} "
+                "steps of every environment: the frames of the run cannot grow. Let its info `own` be true "
+                "where the policy acts, or use another environment."
+            )
         self._returns += step.rewards
         self._lengths += step.live
         ended = step.terminated | step.truncated

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradhat.rollouts.vector import Episode
+from gradhat.trajectories import Trajectories
 
 Greedy = Callable[[Tensor], Tensor]
 """Observations `[N, O]` → the action that the policy holds best for each."""
@@ -66,6 +67,16 @@ class Means:
     def take(self) -> dict[str, float]:
         """Return the mean of each."""
         return {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+
+
+def acted(batch: Trajectories, means: Means) -> bool:
+    """Return whether any environment acted in `batch`, and count those in which none did.
+
+    Such a batch holds resets, or the world's own turn: there is nothing in it to learn from.
+    """
+    some = bool(batch.mask.any())
+    means.add({"empty_batches": float(not some)})
+    return some
 
 
 def joined(**parts: dict[str, Tensor]) -> dict[str, Tensor]:

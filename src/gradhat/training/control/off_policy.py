@@ -15,7 +15,7 @@ from gradhat.errors import ConfigError
 from gradhat.policies.policy import Actor
 from gradhat.rollouts.replay import Replay
 from gradhat.rollouts.vector import Collector, Episode
-from gradhat.training.control.agent import Greedy, Means, joined, packed, part, unpacked
+from gradhat.training.control.agent import Greedy, Means, acted, joined, packed, part, unpacked
 from gradhat.training.seed import derive
 from gradhat.trajectories import Transitions
 
@@ -101,6 +101,8 @@ class OffPolicyAgent:
         while self.num_frames < num_frames:
             actor = self.parts.actor(self.num_frames)
             lived = self.collector.collect(actor, self.memory.num_steps, self.generator, self.version)
+            if not acted(lived, means):
+                continue
             self.replay.add(lived)
             if self.num_frames >= self.memory.first_frames:
                 self._learn(means)

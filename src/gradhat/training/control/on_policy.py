@@ -10,7 +10,7 @@ from gradhat.envs.gym import World
 from gradhat.policies.mlp import ActorCritic, MLPPolicy
 from gradhat.rollouts.normalize import RunningMoments, normalise
 from gradhat.rollouts.vector import Collector, Episode
-from gradhat.training.control.agent import Greedy, Means, joined, part
+from gradhat.training.control.agent import Greedy, Means, acted, joined, part
 from gradhat.training.optim import SmallAdam
 from gradhat.training.seed import derive
 from gradhat.trajectories import Trajectories
@@ -85,6 +85,8 @@ class OnPolicyAgent:
             left = max(0.0, 1 - self.num_frames / self.last_frame)
             self.optimizer.lr = self.network.lr_end + (self.network.lr - self.network.lr_end) * left
             batch = self.gather(self)
+            if not acted(batch, means):
+                continue
             means.add(self.learn(self, batch))
             last = {"learning_rate": self.optimizer.lr}
             self.version += 1

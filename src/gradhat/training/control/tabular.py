@@ -14,7 +14,7 @@ from gradhat.exact.mdp import TabularMDP
 from gradhat.policies.action_values import EpsilonGreedyTable
 from gradhat.policies.policy import Actor
 from gradhat.rollouts.vector import Collector, Episode
-from gradhat.training.control.agent import Greedy, Means, joined, part
+from gradhat.training.control.agent import Greedy, Means, acted, joined, part
 from gradhat.training.seed import derive
 from gradhat.trajectories import Trajectories
 
@@ -54,6 +54,8 @@ class TabularAgent:
         while self.num_frames < num_frames:
             actor: Actor = Numbered(tabular_control.actor(self.table, self.settings))
             lived = self.collector.collect(actor, self.num_steps, self.generator, version=0)
+            if not acted(lived, means):
+                continue
             means.add(tabular_control.update(self.table, _numbers(lived), self.rule, self.settings))
         return means.take() | tabular_errors.errors(self.truth, self.table.q)
 
