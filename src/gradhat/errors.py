@@ -6,6 +6,7 @@ GradhatError
 ├── ModelError      a model folder, file or alias that cannot be used
 ├── EstimatorError  an estimator or a loss of one's own that cannot be examined
 └── RunError        a run folder that cannot be written, read or resumed
+    └── DamagedError    a checkpoint that is not what was saved
 """
 
 
@@ -31,3 +32,7 @@ class EstimatorError(GradhatError):
 
 class RunError(GradhatError):
     """A run folder or a checkpoint cannot be written, read or resumed."""
+
+
+class DamagedError(RunError):
+    """A checkpoint could be read and is not what was saved: a file is missing, cut short or changed."""

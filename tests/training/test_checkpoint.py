@@ -1,6 +1,8 @@
 """Checkpoints come back to the bit, load in transformers, and a damaged one is passed over."""
 
 import errno
+import io
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradhat.errors import RunError
+from gradhat.errors import DamagedError, RunError
 from gradhat.policies.language import weights
 from gradhat.policies.language.config import read_config
 from gradhat.training import checkpoint
@@ -127,3 +129,77 @@ def test_a_step_can_be_saved_again(save: Callable[[int], Path], tmp_path: Path) 
     save(10)
     found, damage = checkpoint.newest(tmp_path)
     assert found is not None and (found.step, damage) == (10, [])
+
+
+BROKEN = ["model.safetensors", "optimizer.safetensors", "state.json"]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(
+    save: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    """It may be whole: taking it for damage would give up what was learned since the one before."""
+    save(10)
+    file = save(20) / name
+    opened = io.open
+
+    def failing(path: object, *args: object, **kwargs: object) -> object:
+        if path == file or path == str(file):
+            raise OSError(code, os.strerror(code))
+        return opened(path, *args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(io, "open", failing)
+    with pytest.raises(
+        RunError, match=rf"step_000020/{name}: {os.strerror(code)}.*Nothing was changed"
+    ) as it:
+        checkpoint.newest(tmp_path)
+    assert not isinstance(it.value, DamagedError)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_file_of_somebody_else_is_an_error_that_names_it(
+    save: Callable[[int], Path], tmp_path: Path
+) -> None:
+    (save(10) / "optimizer.safetensors").chmod(0o600)
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(RunError, match=r"optimizer\.safetensors: Permission denied"):
+            checkpoint.newest(tmp_path)
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_whoever_may_read_the_folder_may_read_every_file(save: Callable[[int], Path], mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        folder = save(10)
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
+    assert set(modes.values()) == {0o666 & ~mask}, modes
+
+
+STATES = {
+    "a list": [],
+    "no cursor": {"step": 10, "files": {}},
+    "a step of another folder": {"step": 11, "cursor": {}, "files": {}},
+    "a step in words": {"step": "10", "cursor": {}, "files": {}},
+    "a cursor that is a list": {"step": 10, "cursor": [], "files": {}},
+    "files that are a list": {"step": 10, "cursor": {}, "files": ["model.safetensors"]},
+    "a file outside": {"step": 10, "cursor": {}, "files": {"../../secret": {"bytes": 1, "crc32": 1}}},
+    "a name of no file": {"step": 10, "cursor": {}, "files": {"\0": {"bytes": 1, "crc32": 1}}},
+    "a name in no encoding": {"step": 10, "cursor": {}, "files": {"\ud800": {"bytes": 1, "crc32": 1}}},
+    "a sum that is none": {"step": 10, "cursor": {}, "files": {"model.safetensors": None}},
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_of_another_shape_is_damage(save: Callable[[int], Path], name: str) -> None:
+    path = save(10)
+    (path / "state.json").write_text(json.dumps(STATES[name]))
+    with pytest.raises(DamagedError, match=r"state\.json is damaged"):
+        checkpoint.read(path)

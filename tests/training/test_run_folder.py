@@ -127,18 +127,82 @@ def test_metrics_are_strict_json_and_survive_a_cut_line(run: RunFolder) -> None:
     assert [line["step"] for line in run.read_metrics()] == [1, 2]
 
 
-def test_a_rewind_drops_everything_after_the_step_and_nothing_before(run: RunFolder) -> None:
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def three_steps(run: RunFolder) -> RunFolder:
+    """A run of three steps that is finished, and in whose metrics a kill cut a line."""
     for step in (1, 2, 3):
         run.append_metrics({"step": step, "reward": 1 / 3})
         write_rollouts(run, step, trajectories(), torch.tensor([0, 1]), None)
         (run.checkpoints / f"step_{step:06d}").mkdir()
-    run.write_json("summary.json", {})
-    before = run.metrics.read_text().splitlines()
-    run.rewind(2)
-    assert run.metrics.read_text().splitlines() == before[:2]
+        (run.checkpoints / f"step_{step:06d}" / "weights").write_text(str(step))
+    run.write_json("summary.json", {"steps": 3})
+    with run.metrics.open("ab") as file:
+        file.write(b'{"step": 4, "rew\xff')
+    return run
+
+
+def test_a_rewind_moves_what_lies_after_the_step_aside_and_nothing_before(three_steps: RunFolder) -> None:
+    run = three_steps
+    before = run.metrics.read_bytes().splitlines()
+    content = tree(run.path)
+    aside = run.rewind(2)
+    assert aside == run.path / "aside/1"
+    assert run.metrics.read_bytes().splitlines() == before[:2]
     assert sorted(p.name for p in run.rollouts.iterdir()) == ["step_000001.parquet", "step_000002.parquet"]
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step_000001", "step_000002"]
     assert not (run.path / "summary.json").exists()
+    moved = tree(aside)
+    later = [
+        "checkpoints/step_000003/weights",
+        "metrics.jsonl",
+        "rollouts/step_000003.parquet",
+        "summary.json",
+    ]
+    assert sorted(moved) == later
+    assert moved["metrics.jsonl"].splitlines() == before[2:]
+    assert all(moved[name] == content[name] for name in later if name != "metrics.jsonl")
+
+
+def test_every_rewind_has_a_folder_of_its_own(three_steps: RunFolder) -> None:
+    assert three_steps.rewind(2) == three_steps.path / "aside/1"
+    assert three_steps.rewind(2) is None, "there is nothing more to move"
+    three_steps.append_metrics({"step": 3, "reward": 0.5})
+    assert three_steps.rewind(2) == three_steps.path / "aside/2"
+    assert [p.name for p in sorted((three_steps.path / "aside").iterdir())] == ["1", "2"]
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_a_rewind_that_is_cut_off_loses_nothing(
+    three_steps: RunFolder, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    """Killed after some of its renames, and run again."""
+    run, content = three_steps, tree(three_steps.path)
+    rename, done = Path.rename, []
+
+    def dying(self: Path, target: Path) -> Path:
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(self)
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying)
+        if moves < 3:
+            with pytest.raises(KeyboardInterrupt):
+                run.rewind(2)
+    run.rewind(2)
+    assert [line["step"] for line in run.read_metrics()] == [1, 2]
+    kept = list(tree(run.path).values())
+    lines = b"".join(value for name, value in tree(run.path).items() if name.endswith("metrics.jsonl"))
+    for name, value in content.items():
+        if name == "metrics.jsonl":
+            assert all(line in lines for line in value.splitlines())
+        else:
+            assert value in kept, name
 
 
 def test_rollouts_keep_every_token_and_the_credit_of_what_was_chosen(run: RunFolder) -> None:

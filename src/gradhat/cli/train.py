@@ -37,6 +37,8 @@ class Launch(Generic[C]):
     """The run folder to make. None makes runs/NAME-DATE-TIME."""
     resume: Path | None = None
     """The folder of a run to go on with, to the bit."""
+    restart: bool = False
+    """With --resume: begin again with the first step. What is there is moved to RUN/aside."""
     dry_run: bool = False
     """Print the resolved config as JSON and stop."""
 
@@ -147,7 +149,9 @@ def _run(kind: Kind[Any], launch: Launch[Any], name: str) -> int:
     if launch.resume is not None:
         _check_resume(kind, launch, launch.resume)
         with RunFolder.open(launch.resume) as run, closing(kind.prepare(launch.config)) as session:
-            return train(run, session, kind.to_json(launch.config))
+            return train(run, session, kind.to_json(launch.config), restart=launch.restart)
+    if launch.restart:
+        raise ConfigError("--restart without --resume: found no run to begin again. Add --resume RUN.")
     # The folder comes last: a task, a model or an environment that cannot be used leaves none behind.
     out = launch.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     with (

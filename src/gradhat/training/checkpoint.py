@@ -5,10 +5,12 @@ checkpoints/step_000010/
     state.json                  the data cursor; size and checksum of every other file
 
 A checkpoint appears whole or not at all. One that was damaged later (a truncated file, a flipped bit) is
-found by its checksums, and the one before it is used.
+found by its checksums, and the one before it is used. One that cannot be read (no right to it, a disk that
+fails) is no damage: it may be whole, so whoever asked for it is told, and nothing is changed.
 """
 
 import json
+import os
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gradhat.errors import RunError
-from gradhat.training.run_folder import PARTIAL, discard, publish, remove, step_of, writing
+from gradhat.errors import DamagedError
+from gradhat.training.run_folder import PARTIAL, discard, publish, reading, remove, step_of, writing
 
 CHUNK = 1 << 24
 """Bytes read at once for a checksum."""
@@ -66,57 +68,92 @@ def save(
 
 def steps(folder: Path) -> list[Path]:
     """Return the checkpoint folders in `folder`, newest first, damaged ones included."""
-    found = [p for p in folder.iterdir() if p.is_dir() and step_of(p) >= 0] if folder.is_dir() else []
+    if not folder.exists():
+        return []
+    with reading(folder):
+        found = [p for p in folder.iterdir() if p.is_dir() and step_of(p) >= 0]
     return sorted(found, key=step_of, reverse=True)
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest whole checkpoint in `folder`, or None, and a line about each damaged one after it."""
+    """Return the newest whole checkpoint in `folder`, or None, and a line about each damaged one after it.
+
+    RunError where one cannot be read.
+    """
     damage: list[str] = []
     for path in steps(folder):
         try:
             return read(path), damage
-        except RunError as error:
+        except DamagedError as error:
             damage.append(str(error))
     return None, damage
 
 
 def read(path: Path) -> Checkpoint:
-    """Return the checkpoint at `path`. RunError names the file that is missing, cut short or changed."""
-    try:
-        state = json.loads((path / "state.json").read_text())
-        files: dict[str, Any] = state["files"]
-        found = _sums(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"read the checkpoint {path}: state.json cannot be read ({error}). Use the one before."
-        ) from error
-    for name, wanted in files.items():
-        if found.get(name) != wanted:
-            raise RunError(
+    """Return the checkpoint at `path`.
+
+    DamagedError names the file that is missing, cut short or changed, RunError the one that cannot be read.
+    """
+    state = _state(path)
+    for name, wanted in state["files"].items():
+        found = _sum(path / name)
+        if found != wanted:
+            raise DamagedError(
                 f"read the checkpoint {path}: {name} is damaged: wanted {wanted}, "
-                f"found {found.get(name, 'no file')}. Use the one before."
+                f"found {found or 'no file'}. Use the one before."
             )
     return Checkpoint(path, state["step"], state["cursor"])
 
 
+def _state(path: Path) -> dict[str, Any]:
+    """Return what `save` wrote into state.json. DamagedError where it is something else."""
+    file = path / "state.json"
+    try:
+        with reading(file):
+            state = json.loads(file.read_text(encoding="utf-8"))
+        files, step, cursor = state["files"], state["step"], state["cursor"]
+        fits = step == step_of(path) and isinstance(cursor, dict) and all(map(_is_inside, files))
+        if not fits or not all(isinstance(wanted, dict) for wanted in files.values()):
+            raise TypeError("its values are of other kinds")
+    except FileNotFoundError as error:
+        raise DamagedError(f"read the checkpoint {path}: found no state.json. Use the one before.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(
+            f"read the checkpoint {path}: state.json is damaged ({error}). Use the one before."
+        ) from error
+    return state
+
+
+def _is_inside(name: str) -> bool:
+    """Return whether `name` is that of a file in the folder it is joined to."""
+    return b"\0" not in os.fsencode(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write tensors by name as a safetensors file. OSError when it cannot be written."""
+    """Write tensors by name as a safetensors file, for all who may read its folder. OSError when it cannot be
+    written.
+    """
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    # The library makes the file readable for its owner alone.
+    file.chmod(file.parent.stat().st_mode & 0o666)
 
 
-def _sums(folder: Path) -> dict[str, dict[str, int]]:
-    """Return size and CRC-32 of every file but state.json. CRC-32 finds damage, not forgery, at 6 GB/s."""
+def _sums(folder: Path) -> dict[str, dict[str, int] | None]:
+    """Return the sums of every file but state.json."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "state.json")
-    return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "crc32": _crc32(p)} for p in files}
+    return {str(p.relative_to(folder)): _sum(p) for p in files}
 
 
-def _crc32(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            value = zlib.crc32(chunk, value)
-    return value
+def _sum(file: Path) -> dict[str, int] | None:
+    """Return size and CRC-32 of a file, or None. CRC-32 finds damage, not forgery, at 6 GB/s."""
+    value = size = 0
+    try:
+        with reading(file), file.open("rb") as content:
+            while chunk := content.read(CHUNK):
+                value, size = zlib.crc32(chunk, value), size + len(chunk)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+    return {"bytes": size, "crc32": value}

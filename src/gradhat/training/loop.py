@@ -13,7 +13,7 @@ from gradhat.training import checkpoint, machine
 from gradhat.training.checkpoint import Checkpoint
 from gradhat.training.interrupt import Interrupt
 from gradhat.training.log import Log, measured, non_finite
-from gradhat.training.run_folder import RunFolder, step_of
+from gradhat.training.run_folder import ASIDE, RunFolder, step_of
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -73,15 +73,26 @@ class Session(Protocol):
         ...
 
 
-def train(run: RunFolder, session: Session, config: Mapping[str, Any] | None = None) -> int:
+def train(
+    run: RunFolder, session: Session, config: Mapping[str, Any] | None = None, *, restart: bool = False
+) -> int:
     """Train in `run` until the last step or Ctrl-C, from its newest whole checkpoint if it has one.
 
-    `config` replaces the one in the folder, once it is sure that the run goes on. Returns the exit code: 0,
-    or 130 after Ctrl-C, when the step in hand was finished and saved.
+    `config` replaces the one in the folder, once it is sure that the run goes on. `restart` begins with the
+    first step. What lies after the step it goes on from is moved aside, never deleted. Returns the exit code:
+    0, or 130 after Ctrl-C, when the step in hand was finished and saved.
+
+    RunError where a checkpoint cannot be read, and where there are steps but no whole checkpoint of them.
     """
-    found, damage = checkpoint.newest(run.checkpoints)
+    found, damage = (None, []) if restart else checkpoint.newest(run.checkpoints)
     if found is not None:
         session.resume(found)
+    elif run.begun() and not restart:
+        reason = " ".join(damage) or "found none."
+        raise RunError(
+            f"resume {run.path} from its newest whole checkpoint: {reason} Begin again with the first step: "
+            f"gradhat train --resume {run.path} --restart moves what is there to {run.path / ASIDE}."
+        )
     if session.step >= session.num_steps and (run.path / "summary.json").exists():
         raise RunError(
             f"resume {run.path}: all its {session.num_steps} steps are done. "
@@ -89,12 +100,14 @@ def train(run: RunFolder, session: Session, config: Mapping[str, Any] | None = N
         )
     if config is not None:
         run.write_json("config.json", config)
-    run.rewind(session.step if found else -1)
+    aside = run.rewind(session.step if found else -1)
     known = {key: value for line in run.read_metrics() for key, value in measured(line).items()}
     with Log(session.num_steps, session.step, known, line=session.progress) as log:
         for line in [*damage, *_note_machine(run)]:
             log.warn(line)
         log.say(f"run    {run.path}{f', from step {session.step}' if session.step else ''}")
+        if aside is not None:
+            log.say(f"aside  {aside} holds what was there of later steps")
         log.say(session.opening())
         with Interrupt(
             lambda: log.say("finishing this step, then saving; Ctrl-C again stops at once")

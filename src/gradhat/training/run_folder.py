@@ -6,9 +6,10 @@ metrics.jsonl                    one object a line, flushed after each step
 rollouts/step_000012.parquet     every sampled trajectory of step 12 of a text run, token by token
 checkpoints/step_000010/         see checkpoint.py
 summary.json                     written at the end
+aside/1/, aside/2/, ...          what a resume took out of the way, under the same names; nothing reads it
 
 Every file but metrics.jsonl appears whole or not at all: it is written under a temporary name, synced, then
-renamed. A line of metrics.jsonl that a kill cut in two is dropped when the run is resumed.
+renamed. A resume deletes nothing: what lies after the step it goes on from is moved aside.
 """
 
 import json
@@ -31,6 +32,12 @@ LATER = (
     "What was complete stays as it is."
 )
 """What to do when a write fails in the middle of a run."""
+
+ASIDE = "aside"
+"""The folder that holds what a resume took out of the way."""
+
+KEPT = "surrogateescape"
+"""Bytes that are no UTF-8 come through reading and writing as they were."""
 
 Metrics = Mapping[str, float | str | list[str]]
 
@@ -94,15 +101,18 @@ class RunFolder:
         return self.read_json("config.json")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Return the object in `name`. RunError when it is missing or is not JSON."""
+        """Return the object in `name`. RunError when it is missing or is no JSON object."""
         file = self.path / name
         try:
-            return json.loads(file.read_text())
-        except (OSError, ValueError) as error:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError("it is no JSON object")
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(
                 f"read the run in {self.path}: {name} cannot be read ({error}). Name the folder of a run, "
                 f"the one that `gradhat train` printed when it started."
             ) from error
+        return values  # pyright: ignore[reportUnknownVariableType]
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write one object to `name`, whole or not at all."""
@@ -121,19 +131,58 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return every whole line of metrics.jsonl; a line cut by a kill is left out."""
-        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        return [line for line in map(_parsed, lines) if line is not None]
+        return [line for line in map(_parsed, self._lines()) if line is not None]
 
-    def rewind(self, step: int) -> None:
-        """Drop metrics, rollouts and checkpoints after `step`: the run that goes on writes them again."""
-        kept = [line for line in self.read_metrics() if line["step"] <= step]
-        with whole_file(self.metrics) as partial:
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    def _lines(self) -> list[str]:
+        """Return the lines of metrics.jsonl as they stand there. RunError where they cannot be read."""
+        try:
+            with reading(self.metrics):
+                text = self.metrics.read_text(encoding="utf-8", errors=KEPT)
+        except FileNotFoundError:
+            return []
+        return [line for line in text.split("\n") if line]
+
+    def rewind(self, step: int) -> Path | None:
+        """Move aside what lies after `step`: the run that goes on writes it again.
+
+        That is lines of metrics (cut ones too), all that is named after a later step, and the summary.
+        Returns the folder that holds it, None where there was nothing. A kill half-way loses nothing: the
+        next rewind moves the rest.
+        """
+        kept: list[str] = []
+        later: list[str] = []
+        for line in self._lines():
+            known = _parsed(line)
+            (kept if known is not None and known["step"] <= step else later).append(line)
         with writing(self.path):
-            (self.path / "summary.json").unlink(missing_ok=True)
-            for item in [*self.rollouts.iterdir(), *self.checkpoints.iterdir()]:
-                if step_of(item) > step:
-                    discard(item)
+            rooms = [p for p in self.path.iterdir() if p.is_dir() and p.name != ASIDE]
+            items = [item for room in rooms for item in room.iterdir() if step_of(item) > step]
+            items += [file for file in [self.path / "summary.json"] if file.exists()]
+            if not items and not later:
+                return None
+            aside = self._new_aside()
+            if later:
+                _write_lines(aside / self.metrics.name, later)
+                _write_lines(self.metrics, kept)
+            for item in items:
+                to = aside / item.relative_to(self.path)
+                to.parent.mkdir(exist_ok=True)
+                item.rename(to)
+        return aside
+
+    def begun(self) -> bool:
+        """Return whether steps were done in this run, as its metrics and the names of its checkpoints say."""
+        saved = self.checkpoints.is_dir() and any(step_of(p) >= 0 for p in self.checkpoints.iterdir())
+        return saved or any(line["step"] > 0 for line in self.read_metrics())
+
+    def _new_aside(self) -> Path:
+        """Make the next folder of what is moved aside."""
+        home = self.path / ASIDE
+        home.mkdir(exist_ok=True)
+        taken = [int(path.name) for path in home.iterdir() if path.name.isdecimal()]
+        new = home / str(max(taken, default=0) + 1)
+        new.mkdir()
+        return new
 
     def _acquire(self) -> None:
         import fcntl
@@ -188,6 +237,23 @@ def writing(place: Path, todo: str = LATER) -> Generator[None]:
 
 
 @contextmanager
+def reading(place: Path) -> Generator[None]:
+    """Turn an OSError into a RunError that names the file; what is not there stays a FileNotFoundError.
+
+    So do a folder in a file's place, and a file in a folder's.
+    """
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise RunError(
+            f"read {place}: {error.strerror or error}. It may be whole: make it readable, then try again. "
+            "Nothing was changed."
+        ) from error
+
+
+@contextmanager
 def whole_file(path: Path) -> Generator[Path]:
     """Yield a temporary path to write. It is renamed to `path` on success and removed on failure."""
     partial = path.with_name(PARTIAL + path.name)
@@ -235,9 +301,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _write_lines(file: Path, lines: list[str]) -> None:
+    with whole_file(file) as partial:
+        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors=KEPT)
+
+
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         values = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return values if isinstance(values, dict) and "step" in values else None  # pyright: ignore[reportUnknownVariableType]
+    return values if isinstance(values, dict) and type(values.get("step")) is int else None  # pyright: ignore

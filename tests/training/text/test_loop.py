@@ -1,5 +1,7 @@
 """The loop: a run that goes on is the run that never stopped, whatever a machine or a person did to it."""
 
+import errno
+import io
 import json
 import os
 import signal
@@ -38,10 +40,15 @@ def start(config: TrainConfig, path: Path) -> Path:
     return path
 
 
-def resume(config: TrainConfig, path: Path) -> Path:
+def resume(config: TrainConfig, path: Path, *, restart: bool = False) -> Path:
     with RunFolder.open(path) as run:
-        assert train(run, prepare(config)) == 0
+        assert train(run, prepare(config), restart=restart) == 0
     return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All that a folder holds."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -160,11 +167,49 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
     assert_same(path, straight)
 
 
-def test_a_run_without_a_checkpoint_starts_again(config: TrainConfig, straight: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_whole_checkpoint_is_left_alone_until_it_is_told_to_begin_again(
+    config: TrainConfig, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = start(replace(config, num_steps=2), tmp_path / "run")
-    for file in (path / "checkpoints/step_000002").iterdir():
-        file.unlink()
+    (path / "checkpoints/step_000002/optimizer.safetensors").unlink()
+    before = files(path)
+    with pytest.raises(RunError, match=r"optimizer\.safetensors is damaged.*found no file.*--restart moves"):
+        resume(config, path)
+    assert files(path) == before
+    resume(config, path, restart=True)
+    assert f"aside  {path}/aside/1 holds what was there" in capsys.readouterr().out
+    assert_same(path, straight)
+    kept = files(path / "aside/1")
+    assert kept == {name: content for name, content in before.items() if name in kept}
+    left = {"config.json", "env.json"}
+    assert set(before) - set(kept) == left
+
+
+def test_a_run_killed_before_its_first_step_just_begins(
+    config: TrainConfig, straight: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with RunFolder.create(path, to_json(config)) as run:
+        run.append_metrics({"step": 0, "held_out/accuracy": 0.5})
     assert_same(resume(config, path), straight)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/step_000002/optimizer.safetensors"])
+def test_a_resume_of_what_cannot_be_read_changes_nothing(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = start(replace(config, num_steps=2), tmp_path / "run")
+    before, opened = files(path), io.open
+
+    def failing(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if Path(file) == path / name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(file, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=f"{name}: Input/output error"):
+        patch.setattr(io, "open", failing)
+        resume(config, path)
+    assert files(path) == before
 
 
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from gradhat.training.interrupt import Interrupt
 from gradhat.training.log import duration
+from gradhat.training.run_folder import step_of
 from gradhat.training.sweeps.board import Board, Progress
 from gradhat.training.sweeps.plan import LOGS, Cell, Plan
 from gradhat.training.sweeps.results import finished, kind_of, outcome, read
@@ -105,7 +106,9 @@ class Sweep:
 
     def _start(self, cell: Cell) -> Child:
         if (cell.path / "config.json").exists():
-            command = [*self.train, "--resume", str(cell.path)]
+            # One that was killed before its first checkpoint has nothing to go on from.
+            again = [] if _is_saved(cell.path) else ["--restart"]
+            command = [*self.train, "--resume", str(cell.path), *again]
         else:
             _clear(cell.path)
             command = [*self.train, *cell.point.words, "--out", str(cell.path)]
@@ -181,6 +184,12 @@ def _clear(path: Path) -> None:
     for folder in (path / "checkpoints", path / "rollouts", path):
         with suppress(OSError):
             folder.rmdir()
+
+
+def _is_saved(run: Path) -> bool:
+    """Return whether the run has a checkpoint, whole or not."""
+    folder = run / "checkpoints"
+    return folder.is_dir() and any(step_of(path) >= 0 for path in folder.iterdir())
 
 
 def _last_line(run: Path) -> dict[str, Any]:
