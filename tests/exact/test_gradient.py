@@ -11,7 +11,7 @@ from worlds import SEEDS, random_theta, worlds
 
 from gradhat.exact.enumerate import count_paths, paths
 from gradhat.exact.gradient import by_autograd, by_enumeration, by_theorem, fisher, natural
-from gradhat.exact.mdp import TabularMDP, softmax_policy
+from gradhat.exact.mdp import TabularMDP, softmax_policy, tabular
 from gradhat.exact.solve import evaluate, evaluate_finite, expected_return
 from gradhat.exact.zoo import ZOO, WorldTurn, cliff_walk, random_mdp, tiger, token_mdp
 
@@ -47,6 +47,21 @@ def test_the_three_gradients_agree_over_a_horizon(mdp: TabularMDP, seed: int) ->
 def test_theorem_and_solve_agree_without_a_horizon(mdp: TabularMDP, seed: int) -> None:
     theta = random_theta(mdp, seed)
     close(by_autograd(mdp, theta), by_theorem(mdp, theta))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_loop_that_nobody_comes_to_is_no_part_of_the_gradient(seed: int) -> None:
+    """From 0 by way of 1 to the end, or at once; from 2 nowhere, and it pays. No discount."""
+    P = torch.zeros(4, 2, 4)
+    P[0, 0, 1] = P[0, 1, 3] = P[1, :, 3] = P[2, :, 2] = 1
+    reward = torch.tensor([[1.0, 2.0], [3.0, -1.0], [7.0, 7.0], [0.0, 0.0]])
+    mdp = tabular(P, reward, torch.eye(4)[0], gamma=1.0, terminal=torch.arange(4) == 3)
+    theta = random_theta(mdp, seed)
+    gradient = by_enumeration(mdp, theta)
+    assert gradient[0].abs().max() > 0.01 and (gradient[2] == 0).all()
+    close(by_theorem(mdp, theta), gradient)
+    close(by_autograd(mdp, theta), gradient)
+    assert natural(mdp, theta).isfinite().all()
 
 
 @pytest.mark.parametrize("horizon", [None, 3])

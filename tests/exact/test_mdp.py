@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradhat.exact.mdp import TabularMDP, check_distribution, leads_to, softmax_policy, tabular
+from gradhat.exact.mdp import TabularMDP, check_distribution, leads_to, reachable, softmax_policy, tabular
+from gradhat.exact.solve import evaluate
 
 START = torch.tensor([1.0, 0.0, 0.0])
 
@@ -183,6 +184,16 @@ def test_gamma_1_needs_an_end_only_where_one_can_come() -> None:
     world(transition=trap, gamma=1.0, terminal=ends, start=START.flip(0))
 
 
+def test_an_end_that_no_sum_sees_is_none() -> None:
+    """Once in 10^17 steps: 1 − 1e-17 is 1 in float64."""
+    rare = halves()
+    rare[0] = torch.tensor([1.0, 1e-17, 0.0])
+    with pytest.raises(ValueError, match="from state 0 no terminal"):
+        world(transition=rare, gamma=1.0)
+    rare[0, 0] = torch.tensor([0.5, 0.5, 0.0])
+    assert float(evaluate(world(transition=rare, gamma=1.0), torch.full((3, 2), 0.5).double()).v[0]) > 1
+
+
 def test_the_way_to_the_end_may_be_long() -> None:
     num_states = 30
     transition = torch.eye(num_states).roll(1, 1)[:, None]
@@ -196,6 +207,9 @@ def test_the_way_to_the_end_may_be_long() -> None:
     step = mdp.transition[:, 0] > 0
     assert leads_to(mdp.terminal, step).all()
     assert leads_to(torch.arange(num_states) == 3, step).nonzero()[:, 0].tolist() == [0, 1, 2, 3]
+    assert reachable(mdp).all()
+    late = replace(mdp, start=torch.eye(num_states, dtype=torch.float64)[20])
+    assert reachable(late).nonzero()[:, 0].tolist() == list(range(20, num_states))
 
 
 def test_the_softmax_policy_plays_the_logits_of_what_it_sees() -> None:

@@ -226,7 +226,7 @@ def test_a_loop_that_pays_has_no_optimum(monkeypatch: pytest.MonkeyPatch) -> Non
         policy_iteration(mdp)
     monkeypatch.setattr(solve, "MAX_SWEEPS", 500)
     with pytest.raises(
-        ValueError, match=r"tolerance=1e-12: found that 500 sweeps still move a value by 1\. "
+        ValueError, match=r"value_iteration: found that 500 sweeps still move a value by 1\. "
     ):
         value_iteration(mdp)
 

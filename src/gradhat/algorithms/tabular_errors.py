@@ -1,12 +1,13 @@
 """How far a table of action values is from the truth, so that convergence is seen and not believed."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gradhat.exact.mdp import TabularMDP, leads_to, tabular
-from gradhat.exact.solve import Optimum, evaluate, expected_return, value_iteration
+from gradhat.exact.mdp import TabularMDP, leads_to, reachable, tabular
+from gradhat.exact.solve import EPSILON, Optimum, evaluate, expected_return, value_iteration
 from gradhat.policies.action_values import epsilon_greedy
 
 
@@ -14,7 +15,7 @@ class Truth(NamedTuple):
     """A world and its optimum. `truth` finds it once; `errors` asks it at every measurement."""
 
     world: TabularMDP
-    """Without a horizon, and ended where no trajectory comes."""
+    """Without a horizon."""
     optimum: Optimum
     acts: Tensor
     """bool `[S]`: states that can be reached in which the policy acts."""
@@ -30,7 +31,7 @@ def truth(mdp: TabularMDP) -> Truth:
     states look alike, so that Q* is none of observations; where γ = 1 and nothing ends without the limit; and
     where γ < 1 in a world that moves by itself: here its own steps take time, for a learner they do not.
     """
-    reached = leads_to(mdp.start > 0, (mdp.transition > 0).any(1).T)
+    reached = reachable(mdp)
     acts = reached & mdp.own & ~mdp.terminal
     numbers, counts = mdp.observation[acts].unique(return_counts=True)
     if bool((counts > 1).any()):
@@ -45,7 +46,7 @@ def truth(mdp: TabularMDP) -> Truth:
             f"the error of Q with gamma={mdp.gamma:g} was asked for: found a world that moves by itself. Its "
             "tables discount those steps, and learners see own steps alone. Use gamma=1."
         )
-    world = _within(mdp, reached)
+    world = replace(mdp, horizon=None)
     return Truth(world, value_iteration(world), acts, mdp.horizon)
 
 
@@ -76,32 +77,16 @@ def _paid(world: TabularMDP, actions: Tensor, horizon: int | None) -> float:
     states = torch.arange(world.num_states)
     P, r = (table[states, actions][:, None] for table in (world.transition, world.reward))
     visited = leads_to(world.start > 0, (P[:, 0] > 0).T)
-    if horizon is None and not bool(leads_to(world.terminal, P[:, 0] > 0)[visited].all()):
+    if horizon is None and not bool(leads_to(world.terminal, P[:, 0] > EPSILON)[visited].all()):
         return torch.nan
-    chain = tabular(P, r, world.start, gamma=1.0, terminal=world.terminal | ~visited, horizon=horizon)
+    chain = tabular(P, r, world.start, gamma=1.0, terminal=world.terminal, horizon=horizon)
     return float(expected_return(chain, torch.ones(world.num_states, 1, dtype=torch.float64)))
 
 
-def _within(mdp: TabularMDP, reached: Tensor) -> TabularMDP:
-    """Return the world that ends outside of `reached` `[S]`, without a horizon."""
-    return tabular(
-        mdp.transition,
-        mdp.reward,
-        mdp.start,
-        gamma=mdp.gamma,
-        terminal=mdp.terminal | ~reached,
-        observation=mdp.observation,
-        own=mdp.own,
-    )
-
-
 def _values(world: TabularMDP, policy: Tensor) -> Tensor:
-    """Return V_π `[S]`; nan everywhere where γ = 1 and π does not end from everywhere."""
-    if world.gamma == 1 and not bool(leads_to(world.terminal, _step(world, policy)).all()):
+    """Return V_π `[S]`; nan everywhere where γ = 1 and π does not end from wherever one may come."""
+    step = torch.einsum("sa,sap->sp", policy, world.transition)
+    ends = leads_to(world.terminal, step > EPSILON)
+    if world.gamma == 1 and not bool(ends[reachable(world)].all()):
         return torch.full_like(world.start, torch.nan)
     return evaluate(world, policy).v
-
-
-def _step(world: TabularMDP, policy: Tensor) -> Tensor:
-    """Return bool `[S, S]`: one step may lead from s to s′. Rarer ones are lost in `evaluate`."""
-    return torch.einsum("sa,sap->sp", policy, world.transition) > torch.finfo(torch.float64).eps

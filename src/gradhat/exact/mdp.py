@@ -140,6 +140,11 @@ def leads_to(goal: Bool[Tensor, " S"], step: Bool[Tensor, "S S"]) -> Bool[Tensor
     return found
 
 
+def reachable(mdp: TabularMDP) -> Bool[Tensor, " S"]:
+    """Return the states that a trajectory from the start may come to."""
+    return leads_to(mdp.start > 0, (mdp.transition > 0).any(1).T)
+
+
 def _check_shapes(mdp: TabularMDP) -> None:
     P = mdp.transition
     if P.dim() != 3 or P.shape[0] != P.shape[2] or P.numel() == 0:
@@ -193,10 +198,12 @@ def _check_terminal_and_own(mdp: TabularMDP) -> None:
 
 
 def _check_ends(mdp: TabularMDP) -> None:
-    """With γ = 1, J is finite if a terminal state can be reached from every state that can be visited."""
-    step = (mdp.transition > 0).any(1)
-    visited, ends = leads_to(mdp.start > 0, step.T), leads_to(mdp.terminal, step)
-    lost = (visited & ~ends).nonzero()[:, 0].tolist()
+    """With γ = 1, J is finite if a terminal state can be reached from every state that can be visited.
+
+    A step that the uniform policy takes more rarely than once in 10^16 does not count: no sum sees it.
+    """
+    step = mdp.transition.mean(1) > torch.finfo(mdp.transition.dtype).eps
+    lost = (reachable(mdp) & ~leads_to(mdp.terminal, step)).nonzero()[:, 0].tolist()
     if lost:
         raise ValueError(
             f"gamma=1 without an absorbing end: from state {lost[0]} no terminal state can be reached, so "

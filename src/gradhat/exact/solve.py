@@ -1,12 +1,18 @@
-"""Values, occupancy and optimal policies of a finite world, to the last digit.
+"""Values, occupancy and optimal policies of a finite world, exact up to rounding.
 
     v(s) = Σ_a π(a | s) q(s, a)        q(s, a) = Σ_s′ P(s′ | s, a) [r(s, a, s′) + γ v(s′)]
     A(s, a) = q(s, a) - v(s)           d(s) = Σ_t γ^t Pr(s_t = s)
 
 Without a horizon these are linear equations, with one a recursion. Terminal states have value and occupancy
-0. A policy is π(a | s) `[S, A]`, float64; `mdp.softmax_policy` makes one of logits. Narrower numbers are
-refused: their rows sum to 1 only up to their own rounding. Gradient flows from every
+0. So has, where γ = 1 and there is no horizon, a state that no trajectory comes to: it need not have a value,
+and counts as terminal. A policy is π(a | s) `[S, A]`, float64; `mdp.softmax_policy` makes one of logits.
+Narrower numbers are refused: their rows sum to 1 only up to their own rounding. Gradient flows from every
 answer of `evaluate` and `evaluate_finite` to the policy. Rewards have the unit that the world gives them.
+
+An optimum is a deterministic policy and the value that it attains. Two actions tie where their q differ by no
+more than rounding: `ULPS` of the rewards that either meets on its way, so that one huge number does not hide
+small ones elsewhere. Ties go to the lowest action; with γ = 1 to the lowest that leads to an end. What is
+taken for a tie costs at most 4 · `ULPS` · ε / (1 - γ) of what a trajectory pays: 4e-13 of it for γ = 0.99.
 
 Source: Sutton & Barto 2018, chapters 3 and 4; Puterman 1994, chapters 4 to 7. Every function raises
 ValueError where the world has a horizon and the function answers for none, or the other way round.
@@ -20,12 +26,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradhat.exact.mdp import TabularMDP, check_distribution, leads_to
+from gradhat.exact.mdp import TabularMDP, check_distribution, leads_to, reachable
 
-TIE = 1e-9
-"""Actions whose values differ by less, relative to the largest value, are equally good."""
+EPSILON = torch.finfo(torch.float64).eps
+"""One ulp of 1. A step that is rarer is lost in I - P."""
+ULPS = 4
+"""Rounding of a backup, in ulps of the absolute rewards in it."""
+MAX_POLICIES = 10_000
+"""Policies after which policy iteration gives up."""
 MAX_SWEEPS = 100_000
 """Sweeps after which value iteration gives up."""
+CHECK = 64
+"""Sweeps of value iteration between two looks at its policy."""
 
 
 class Values(NamedTuple):
@@ -62,20 +74,13 @@ class Optimum(NamedTuple):
 def evaluate(mdp: TabularMDP, policy: Float[Tensor, "S A"]) -> Values:
     """Return V, Q, A, occupancy and J of π by solving (I - γ P_π) v = r_π and its transpose.
 
-    Failure case: with γ = 1 a policy that may never end has no value; ValueError names a state from which it
-    does not. Shortly before, a policy that ends after 10^k steps on average loses k digits.
+    Failure case: with γ = 1 a policy that may never end has no value; ValueError names a state, of those that
+    trajectories come to, from which it does not. Shortly before, a policy that ends after 10^k steps on
+    average loses k digits, and so does γ = 1 - 10^-k.
     """
     _needs_no_horizon(mdp, "evaluate")
     _check_policy(mdp, policy)
-    P, r = _under(mdp, policy)
-    alive = (~mdp.terminal).double()
-    if mdp.gamma == 1:
-        _check_ends(mdp, P.detach())
-    system = torch.eye(mdp.num_states, dtype=P.dtype) - mdp.gamma * P * alive
-    v = torch.linalg.solve(system, r)
-    occupancy = torch.linalg.solve(system.T, mdp.start * alive)
-    q = _backup(mdp, _expected_reward(mdp), v)
-    return Values(v, q, q - v[:, None], occupancy, mdp.start @ v)
+    return _evaluated(mdp, policy)[0]
 
 
 def evaluate_finite(mdp: TabularMDP, policy: Float[Tensor, "*H S A"]) -> FiniteValues:
@@ -111,45 +116,55 @@ def expected_return(mdp: TabularMDP, policy: Float[Tensor, "S A"]) -> Float[Tens
 
 
 def policy_iteration(mdp: TabularMDP) -> Optimum:
-    """Return the optimum by evaluating a policy and acting greedily on it until nothing changes.
+    """Return the optimum: evaluate a policy, change it where another action gains more than rounding.
 
-    Source: Howard 1960; Sutton & Barto 2018, section 4.3. Starts from the uniform policy, which ends
-    wherever an end can be reached; ties go to the lowest action. The optimum sees the state: in a partially
-    observed world it is an upper bound. Assumes, for γ = 1, that going round for ever does not pay: the
-    optimum is the best among the policies that end (Bertsekas & Tsitsiklis 1991). ValueError where it pays
-    without bound.
+    Source: Howard 1960; Sutton & Barto 2018, section 4.3. Starts from the uniform policy, which ends wherever
+    an end can be reached. Where nothing is gained the present action stays, and ties are settled once, at the
+    end. A policy that comes again was left for rounding alone: the search ends there. The optimum sees the
+    state: in a partially observed world it is an upper bound. Assumes, for γ = 1, that going round for ever
+    does not pay: the optimum is the best among the policies that end (Bertsekas & Tsitsiklis 1991).
+    ValueError where it pays without bound, and after `MAX_POLICIES` policies.
     """
     _needs_no_horizon(mdp, "policy_iteration")
-    policy = _uniform(mdp)
-    while True:
-        values = evaluate(mdp, policy)
-        greedy = _greedy(mdp, values.q)
-        if torch.equal(greedy, policy):
-            return Optimum(policy, values.v, values.q)
-        policy = greedy
+    policy, seen = _uniform(mdp), set[bytes]()
+    for _ in range(MAX_POLICIES):
+        judged = _judged(mdp, policy)
+        if _is_best(judged, policy, seen):
+            return _settled(mdp, judged)
+        greedy = _lowest(judged.q == judged.q.amax(-1, keepdim=True))
+        policy = torch.where(judged.gains.any(-1, keepdim=True), greedy, policy)
+    raise ValueError(
+        f"policy_iteration in a world of {mdp.num_states} states and {mdp.num_actions} actions: found that "
+        f"policy {MAX_POLICIES} is still not the best. Use value_iteration or a smaller world."
+    )
 
 
-def value_iteration(mdp: TabularMDP, tolerance: float = 1e-12) -> Optimum:
-    """Return the optimum by v ← max_a q until no value moves by more than `tolerance`.
+def value_iteration(mdp: TabularMDP) -> Optimum:
+    """Return the optimum by v ← max_a q, until the policy that is greedy on v cannot be improved.
 
-    Source: Bellman 1957; Sutton & Barto 2018, section 4.4. Then |v - V*| ≤ γ / (1 - γ) · tolerance. Starts
-    from the values of the uniform policy, so that with γ = 1 the values rise to those of the best policy
-    that ends. Ties and assumptions as in `policy_iteration`. ValueError if `MAX_SWEEPS` sweeps do not do.
+    Source: Bellman 1957; Sutton & Barto 2018, section 4.4. Every `CHECK` sweeps the greedy policy is
+    evaluated. If an action gains more than rounding, the sweeps go on from what the policy is worth: modified
+    policy iteration, Puterman & Shin 1978. So the answer does not depend on the scale of the rewards, and no
+    tolerance is asked for. Starts from the values of the uniform policy, so that with γ = 1 the values rise
+    to those of the best policy that ends. Ties and assumptions as in `policy_iteration`. ValueError if
+    `MAX_SWEEPS` sweeps do not do.
     """
     _needs_no_horizon(mdp, "value_iteration")
-    reward = _expected_reward(mdp)
-    v, change = evaluate(mdp, _uniform(mdp)).v, torch.inf
-    for _ in range(MAX_SWEEPS):
-        q = _backup(mdp, reward, v)
-        change = float((q.amax(-1) - v).abs().max())
-        v = q.amax(-1)
-        if change <= tolerance:
-            q = _backup(mdp, reward, v)
-            return Optimum(_greedy(mdp, q), v, q)
+    v, moved, seen = _evaluated(mdp, _uniform(mdp))[0].v, torch.inf, set[bytes]()
+    for sweep in range(1, MAX_SWEEPS + 1):
+        q = _action_values(mdp, v)
+        moved, v = float((q.amax(-1) - v).abs().max()), q.amax(-1)
+        if moved > 0 and sweep % CHECK:
+            continue
+        policy = _lowest(_toward_an_end(mdp, _tied(q, _rounding(mdp, v.abs()))))
+        if mdp.gamma < 1 or not len(_endless(mdp, policy)):
+            judged = _judged(mdp, policy)
+            if _is_best(judged, policy, seen):
+                return _settled(mdp, judged)
+            v = judged.v
     raise ValueError(
-        f"value_iteration to tolerance={tolerance:g}: found that {MAX_SWEEPS} sweeps still move a value by "
-        f"{change:.3g}. With gamma=1 a loop may pay without bound; else raise tolerance or use "
-        "policy_iteration."
+        f"value_iteration: found that {MAX_SWEEPS} sweeps still move a value by {moved:.3g}. With gamma=1 a "
+        "loop may pay without bound; else use policy_iteration."
     )
 
 
@@ -161,12 +176,68 @@ def backward_induction(mdp: TabularMDP) -> Optimum:
     """
     horizon = _needs_horizon(mdp, "backward_induction")
     reward = _expected_reward(mdp)
-    v, q = [reward.new_zeros(mdp.num_states)], []
+    v, size, q, policy = [reward.new_zeros(mdp.num_states)], reward.new_zeros(mdp.num_states), [], []
     for _ in range(horizon):
         q.append(_backup(mdp, reward, v[-1]))
-        v.append(q[-1].amax(-1))
-    policy = torch.stack([_lowest(_best(action_values)) for action_values in q[::-1]])
-    return Optimum(policy, torch.stack(v[::-1]), torch.stack(q[::-1]))
+        policy.append(_lowest(_tied(q[-1], _rounding(mdp, size))))
+        v.append((policy[-1] * q[-1]).sum(-1))
+        size = (policy[-1] * _sizes(mdp, size)).sum(-1)
+    return Optimum(torch.stack(policy[::-1]), torch.stack(v[::-1]), torch.stack(q[::-1]))
+
+
+class _Judged(NamedTuple):
+    """A policy's values, and what another action would gain."""
+
+    v: Tensor
+    q: Tensor
+    rounding: Tensor
+    """How far q may be off, `[S, A]`."""
+    gains: Tensor
+    """bool `[S, A]`: more than rounding can explain."""
+
+
+def _judged(mdp: TabularMDP, policy: Tensor) -> _Judged:
+    values, size = _evaluated(mdp, policy)
+    rounding = _rounding(mdp, size)
+    own = (policy * rounding).sum(-1, keepdim=True)
+    return _Judged(values.v, values.q, rounding, values.adv > rounding + own)
+
+
+def _is_best(judged: _Judged, policy: Tensor, seen: set[bytes]) -> bool:
+    """Return whether nothing can be gained; or only by rounding, as the policy is among the `seen`."""
+    key = policy.numpy().tobytes()
+    best = not bool(judged.gains.any()) or key in seen
+    seen.add(key)
+    return best
+
+
+def _settled(mdp: TabularMDP, judged: _Judged) -> Optimum:
+    """Return the optimum that the best policy of a search stands for: ties settled, and evaluated again."""
+    policy = _lowest(_toward_an_end(mdp, _tied(judged.q, judged.rounding)))
+    values, _ = _evaluated(mdp, policy)
+    return Optimum(policy, values.v, values.q)
+
+
+def _evaluated(mdp: TabularMDP, policy: Tensor) -> tuple[Values, Tensor]:
+    """Return the values of π and E Σ_t γ^t |r_t| from each state `[S]`: the size of the numbers in them."""
+    P, r = _under(mdp, policy)
+    alive = _alive(mdp).double()
+    if mdp.gamma == 1 and len(lost := _endless(mdp, policy.detach())):
+        raise ValueError(
+            f"evaluate a policy with gamma=1: found that from state {int(lost[0])} it never ends, so that "
+            "its value is not defined. Use gamma < 1, a horizon, or a policy that ends."
+        )
+    flow = mdp.gamma * alive[:, None] * P * alive
+    paid = alive[:, None] * torch.stack([r, (policy * _sizes(mdp)).sum(-1)], 1)
+    factors, pivots = torch.linalg.lu_factor(torch.eye(mdp.num_states, dtype=P.dtype) - flow)
+    solved = torch.linalg.lu_solve(factors, pivots, paid)
+    # Elimination mixes rows: without a second step the error of a small value is that of the largest one.
+    solved = solved + torch.linalg.lu_solve(factors, pivots, paid + flow @ solved - solved)
+    v, size = solved.unbind(1)
+    start = (mdp.start * alive)[:, None]
+    occupancy = torch.linalg.lu_solve(factors, pivots, start, adjoint=True)[:, 0]
+    q = _action_values(mdp, v)
+    return Values(v, q, q - v[:, None], occupancy, mdp.start @ v), size.detach()
 
 
 def _under(mdp: TabularMDP, policy: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,34 +256,62 @@ def _backup(mdp: TabularMDP, reward: Tensor, v: Tensor) -> Tensor:
     return reward + mdp.gamma * (mdp.transition @ v)
 
 
-def _uniform(mdp: TabularMDP) -> Tensor:
-    return torch.full((mdp.num_states, mdp.num_actions), 1 / mdp.num_actions, dtype=torch.float64)
+def _action_values(mdp: TabularMDP, v: Tensor) -> Tensor:
+    """Return q `[S, A]` of the values v `[S]`, 0 where nobody is."""
+    return _alive(mdp)[:, None] * _backup(mdp, _expected_reward(mdp), v)
 
 
-def _greedy(mdp: TabularMDP, q: Tensor) -> Tensor:
-    """Return the policy `[S, A]` that takes the lowest of the best actions.
-
-    With γ = 1 a loop that pays 0 ties with the way out of it. Then only the actions that lead to an end
-    count, nearest states first; where no best action does, the lowest.
-    """
-    best = _best(q)
-    if mdp.gamma < 1:
-        return _lowest(best)
-    near, out = mdp.terminal, torch.zeros_like(best)
-    while bool((ahead := best & (mdp.transition @ near.double() > 0) & ~near[:, None]).any()):
-        out |= ahead
-        near = near | ahead.any(-1)
-    return _lowest(torch.where(out.any(-1, keepdim=True), out, best))
+def _sizes(mdp: TabularMDP, size: Tensor | None = None) -> Tensor:
+    """Return E[|r| + γ size(s′) | s, a] `[S, A]`: the size of the numbers in a backup."""
+    reward = torch.einsum("sap,sap->sa", mdp.transition, mdp.reward.abs())
+    return reward if size is None else _backup(mdp, reward, size)
 
 
-def _best(q: Tensor) -> Tensor:
-    return q >= q.amax(-1, keepdim=True) - TIE * (1 + q.abs().max())
+def _rounding(mdp: TabularMDP, size: Tensor) -> Tensor:
+    """Return how far a q may be off `[S, A]`, where values are sums of numbers of this size `[S]`."""
+    return ULPS * EPSILON * _sizes(mdp, size)
+
+
+def _tied(q: Tensor, rounding: Tensor) -> Tensor:
+    """Return the actions, bool `[S, A]`, that are as good as the best one up to the rounding of the two."""
+    best = q.argmax(-1, keepdim=True)
+    return q + rounding >= (q - rounding).gather(-1, best)
 
 
 def _lowest(actions: Tensor) -> Tensor:
     """Return the policy `[S, A]` that takes the first true action of each state."""
     first = actions.long().argmax(-1)
     return torch.nn.functional.one_hot(first, actions.shape[-1]).double()
+
+
+def _toward_an_end(mdp: TabularMDP, best: Tensor) -> Tensor:
+    """Return those of the actions `best`, bool `[S, A]`, that lead to an end, nearest states first.
+
+    With γ = 1 a loop that pays 0 ties with the way out of it. All of `best` where none leads to an end, and
+    with a discount.
+    """
+    near, out = ~_alive(mdp), torch.zeros_like(best)
+    if mdp.gamma < 1:
+        return best
+    while bool((ahead := best & (mdp.transition @ near.double() > EPSILON) & ~near[:, None]).any()):
+        out |= ahead
+        near = near | ahead.any(-1)
+    return torch.where(out.any(-1, keepdim=True), out, best)
+
+
+def _uniform(mdp: TabularMDP) -> Tensor:
+    return torch.full((mdp.num_states, mdp.num_actions), 1 / mdp.num_actions, dtype=torch.float64)
+
+
+def _alive(mdp: TabularMDP) -> Tensor:
+    """Return the states that have a value, bool `[S]`: with γ = 1 those that trajectories come to."""
+    return ~mdp.terminal & reachable(mdp) if mdp.gamma == 1 else ~mdp.terminal
+
+
+def _endless(mdp: TabularMDP, policy: Tensor) -> Tensor:
+    """Return the states that have a value and from which π never ends."""
+    ends = leads_to(mdp.terminal, _under(mdp, policy)[0] > EPSILON)
+    return (_alive(mdp) & ~ends).nonzero()[:, 0]
 
 
 def _needs_no_horizon(mdp: TabularMDP, name: str) -> None:
@@ -246,13 +345,3 @@ def _check_policy(mdp: TabularMDP, policy: Tensor, horizon: int | None = None) -
             "softmax_policy(mdp, theta), or theta.double().softmax(-1)."
         )
     check_distribution("policy", policy.detach())
-
-
-def _check_ends(mdp: TabularMDP, P: Tensor) -> None:
-    """ValueError unless the end can be reached from everywhere. A rarer exit is lost in I - P."""
-    lost = (~leads_to(mdp.terminal, torch.finfo(P.dtype).eps < P)).nonzero()[:, 0].tolist()
-    if lost:
-        raise ValueError(
-            f"evaluate a policy with gamma=1: found that from state {lost[0]} it never ends, so that its "
-            "value is not defined. Use gamma < 1, a horizon, or a policy that ends."
-        )
