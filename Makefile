@@ -20,7 +20,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup model train test test-all check format format-check lint types clean
+.PHONY: help setup model train test test-all mutants check format format-check lint types clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ test: model ## run the tests
 
 test-all: model ## run every test that needs no GPU, the slow and the learning ones too
 	$(BIN)/python -m pytest -m "not gpu"
+
+mutants: setup ## plant bugs: FILES="src/gradhat/training/text/*.py", ARGS="--share 0.25"; lists what no test notices
+	$(BIN)/python tests/mutants.py $(FILES) $(ARGS)
 
 check: format-check lint types test ## all that a change must pass: format, lint, types, tests
 
