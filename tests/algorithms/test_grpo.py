@@ -37,7 +37,6 @@ def test_credit_by_hand() -> None:
     # Returns 0.3, 2.9, 0.5 of prompt 0 and 1.1, -1.1 of prompt 1, the groups mixed up.
     trajectories = batch((0, 1, 0, 1, 0), (0, 0, 2, 2, 1), TABLE)
     of_group = {
-        "reinforce": [0.3, 1.1, 2.9, -1.1, 0.5],
         "rloo": [0.3 - 1.7, 2.2, 2.9 - 0.4, -2.2, 0.5 - 1.6],
         "dr_grpo": [0.3 - 3.7 / 3, 1.1, 2.9 - 3.7 / 3, -1.1, 0.5 - 3.7 / 3],
     }
@@ -162,6 +161,44 @@ def test_every_epoch_is_one_step_from_the_weights_of_the_one_before() -> None:
     assert clipped["low"] > 0 and clipped["high"] > 0, "the batch must reach both bounds"
     shares = {"low": clipped["low"] / 15, "high": clipped["high"] / 15, "region": clipped.total() / 15}
     assert shares == pytest.approx({name: metrics[f"clip_ratio/{name}_mean"] for name in shares})
+
+
+class Stumbles(Recorder):
+    """Moves by plain gradient ascent, but in the passes `bad`, whose gradient is not finite."""
+
+    def __init__(self, module: nn.Module, bad: tuple[int, ...]) -> None:
+        super().__init__(module)
+        self.bad = bad
+        self.norms: list[float] = []
+
+    def step(self) -> Step:
+        number = len(self.norms)
+        norm = math.nan if number in self.bad else float(self.gradient["logits"].norm())
+        self.norms.append(norm)
+        if number not in self.bad:
+            with torch.no_grad():
+                next(self.module.parameters()).add_(3.0 * self.gradient["logits"])
+        self.gradient["logits"].zero_()
+        return Step(norm, number in self.bad)
+
+
+@pytest.mark.parametrize("bad", [(), (1,), (2,), (0, 2), (0, 1, 2)])
+def test_metrics_are_those_of_the_first_pass_and_steps_are_counted(bad: tuple[int, ...]) -> None:
+    """The sampler is the policy, so before the first step they agree to the last digit, and not later."""
+    settings = Settings(length=2, num_epochs=3)
+    lesson = credit(FAMILY["grpo"], settings, batch((0, 0, 0), LOUD, TABLE))
+    policy = Softmax()
+    optimizer = Stumbles(policy.module, bad)
+    metrics = update(policy, optimizer, lesson, FAMILY["grpo"], settings)
+    once = learn("grpo", batch((0, 0, 0), LOUD, TABLE), replace(settings, num_epochs=1))[2]
+    first = [name for name in once if name.startswith(("sampling/", "entropy", "diagnostics/"))]
+    assert len(first) == 7 and {name: metrics[name] for name in first} == {name: once[name] for name in first}
+    assert metrics["sampling/sampling_logp_difference/max"] == 0
+    if len(bad) < 3:
+        moved = policy.evaluate(lesson).logp.detach() - lesson.logp
+        assert moved.abs().max() > 0.1
+    assert (metrics["skipped"], metrics["num_updates"]) == (len(bad), 3 - len(bad))
+    assert metrics["grad_norm"] == pytest.approx(sum(optimizer.norms) / 3, nan_ok=True)
 
 
 def test_only_a_step_pushed_further_out_is_beyond_the_bounds() -> None:

@@ -13,6 +13,7 @@ from gradhat.algorithms.ascend import Optimizer
 from gradhat.algorithms.critic import fit
 from gradhat.algorithms.grpo_family import FAMILY
 from gradhat.algorithms.reinforce import Settings, credit, init, update
+from gradhat.estimators.group import none
 from gradhat.policies.policy import Policy
 from gradhat.trajectories import Trajectories
 
@@ -122,12 +123,12 @@ def test_a_missing_critic_is_named() -> None:
         credit(Settings(baseline="critic"), 0.0, batch((0, 1), (2, 0), TABLE))
 
 
-def test_without_memory_it_is_the_row_of_the_group_family() -> None:
+def test_without_memory_it_is_a_row_of_the_group_family_without_a_baseline() -> None:
     """Where rewards come with the last step: elsewhere the page credits what follows, the row everything."""
     mixed = batch((0, 0, 1, 1), (0, 2, 1, 2), TABLE)
     last = mixed.mask & ~torch.nn.functional.pad(mixed.mask[:, 1:], (0, 1))
     trajectories = replace(mixed, rewards=torch.where(last, mixed.rewards, 0))
-    row, settings = FAMILY["reinforce"], grpo.Settings(length=2)
+    row, settings = replace(FAMILY["rloo"], baseline=none), grpo.Settings(length=2)
     gradients: list[Tensor] = []
     for learn in (
         lambda policy, recorder: update(policy, recorder, credit(Settings(), init(), trajectories)[0]),

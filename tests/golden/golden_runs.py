@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradhat.algorithms import a2c, ddpg, dqn, grpo, ppo, reinforce, sac, tabular_control, td3, trpo
 from gradhat.algorithms.grpo_family import FAMILY
+from gradhat.algorithms.learner import GroupLearner, ReinforceLearner
 from gradhat.policies.tabular import Logits, TabularPolicy
 from gradhat.training.control import settings
 from gradhat.training.control.config import ControlConfig
@@ -101,18 +102,18 @@ def control(name: str) -> dict[str, Any]:
     return {"lines": [_timeless(line) for line in lines], "weights": _digest(floats)}
 
 
-def group_family(name: str) -> dict[str, Any]:
+def text(name: str) -> dict[str, Any]:
     """Return what three batches of two prompts leave in a table of logits."""
-    row, numbers = FAMILY[name], grpo.Settings(length=4, kl_coef=0.05, num_epochs=2)
     draw = torch.Generator().manual_seed(3)
     policy = TabularPolicy(Logits(torch.randn(6, 3, generator=draw, dtype=F64)), num_rows=3)
     reference = TabularPolicy(Logits(torch.randn(6, 3, generator=draw, dtype=F64)))
     optimizer = MasterAdamW(policy.module, lr=0.05)
-    lines: list[dict[str, float]] = []
-    for _ in range(NUM_LINES):
-        batch = grpo.refer(reference, _batch(policy, draw))
-        lesson = grpo.credit(row, numbers, batch)
-        lines.append(grpo.update(policy, optimizer, lesson, row, numbers))
+    if name in FAMILY:
+        numbers = grpo.Settings(length=4, kl_coef=0.05, num_epochs=2)
+        learner = GroupLearner(policy, optimizer, FAMILY[name], numbers, reference)
+    else:
+        learner = ReinforceLearner(policy, optimizer, reinforce.Settings(decay=0.7), 0.1)
+    lines = [learner.learn(_batch(policy, draw))[1] for _ in range(NUM_LINES)]
     return {"lines": lines, "weights": _digest(policy.module.state_dict())}
 
 
@@ -137,7 +138,7 @@ def _batch(policy: TabularPolicy, draw: torch.Generator) -> Trajectories:
 
 RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     **{name: partial(control, name) for name in CONTROL},
-    **{f"text_{name}": partial(group_family, name) for name in FAMILY},
+    **{f"text_{name}": partial(text, name) for name in ("reinforce", *FAMILY)},
 }
 
 

@@ -11,16 +11,22 @@ import torch
 from lived import Life, Seen, gradient, groups, lives, score, seen, to_go, total
 from torch import Tensor
 
+from gradhat.algorithms import grpo
 from gradhat.algorithms.grpo_family import FAMILY
+from gradhat.algorithms.learner import GroupLearner
 from gradhat.errors import ConfigError
 from gradhat.exact import enumerate as every
 from gradhat.exact.mdp import TabularMDP
 from gradhat.exact.zoo import bandit, random_mdp, says, token_mdp, two_states
+from gradhat.lab import algorithm as lab
 from gradhat.lab import microscope
 from gradhat.lab.algorithm import ALGORITHMS, Settings, algorithm
 from gradhat.lab.microscope import World, examine, world
 from gradhat.lab.report import Report, Row
-from gradhat.lab.shelf import of_group, of_one
+from gradhat.lab.shelf import of_group
+from gradhat.training.text import learner as run
+from gradhat.training.text.config import REINFORCE
+from gradhat.trajectories import Trajectories
 
 
 def texts() -> TabularMDP:
@@ -92,15 +98,6 @@ def test_a_row_of_the_family_is_its_estimator_on_the_shelf(where: str, name: str
         assert row["norm_ratio"] == pytest.approx((size - 1) / size / 2, abs=1e-10)
 
 
-def test_the_row_of_reinforce_is_the_total_return() -> None:
-    """One start state, so that the trajectories of a group are independent."""
-    there = of(texts())
-    known = next(s for s in of_one(there) if s.name == "total_return")
-    one, three = examine(there, known, group_size=1), rows("reinforce", there, group_size=3)[0]
-    assert three["relative_bias"] < 1e-10
-    assert three["variance"] == pytest.approx(one.variance, rel=1e-9)
-
-
 @pytest.mark.parametrize("where", WORLDS)
 def test_the_page_of_reinforce_agrees_with_a_loop(where: str) -> None:
     """Reward to go less J, averaged over the group."""
@@ -114,7 +111,7 @@ def test_the_page_of_reinforce_agrees_with_a_loop(where: str) -> None:
         sum(score(mdp, theta, x, [(to_go(mdp, x, s.t) - j) / 2 for s in x.steps]) for x in group)
         for _, group in drawn
     ]
-    (row,) = rows("reinforce_page", there, group_size=2)
+    (row,) = rows("reinforce", there, group_size=2)
     agrees(row, seen(gradient(mdp, theta), [p for p, _ in drawn], estimates))
     assert row["relative_bias"] < 1e-10
 
@@ -194,7 +191,32 @@ def late(gamma: float) -> TabularMDP:
 
 def test_where_every_group_is_silent_nothing_can_be_replaced() -> None:
     with pytest.raises(ConfigError, match="found only silent groups"):
-        report("reinforce", of(texts()), group_size=1)
+        report("dr_grpo", of(texts()), group_size=1)
+
+
+def test_the_lab_sees_what_a_run_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learner that takes members at their group's mean for silent, one that learns backwards: both show."""
+    there = of(bandit((1.0, 0.5, 0.0)))
+    known = rows("rloo", there, group_size=3)
+    whole, learn = GroupLearner.silent, GroupLearner.learn
+    monkeypatch.setattr(
+        GroupLearner, "silent", lambda self, r, g: grpo.advantages(self.row, r, g).abs() < 1e-9
+    )
+    cut = rows("rloo", there, group_size=3)
+    assert cut[0] == known[0] and cut[1]["relative_bias"] != pytest.approx(known[1]["relative_bias"])
+    monkeypatch.setattr(GroupLearner, "silent", whole)
+
+    def backwards(self: GroupLearner, batch: Trajectories) -> object:
+        return learn(self, replace(batch, rewards=-batch.rewards))
+
+    monkeypatch.setattr(GroupLearner, "learn", backwards)
+    assert rows("rloo", there, group_size=3)[0]["cosine"] == pytest.approx(-1)
+
+
+def test_a_run_trains_with_what_the_lab_looks_at() -> None:
+    assert lab.GroupLearner is run.GroupLearner is GroupLearner
+    assert lab.ReinforceLearner is run.ReinforceLearner
+    assert (REINFORCE, *FAMILY) == lab.ALGORITHMS
 
 
 # --- several passes ----------------------------------------------------------------------------------------
@@ -253,7 +275,7 @@ def test_the_report_says_what_was_done() -> None:
     assert found.notes[0].startswith("Update = change of θ / (lr · passes), with lr = 0.5 and 3 passes over")
     assert "batches of 1 × 2 trajectories." in found.notes[0]
     assert "Without a KL term: --kl-coef 0 of gradhat train." in found.notes
-    plain = report("reinforce_page", of(texts()), group_size=2)
+    plain = report("reinforce", of(texts()), group_size=2)
     assert "1 pass over" in plain.notes[0]
     assert not any("KL" in note for note in plain.notes)
     assert any("The moving average stands at J" in note for note in plain.notes)
@@ -275,7 +297,7 @@ def test_sampled_batches_are_announced_and_near(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("name", "settings", "wanted"),
     [
-        ("grpp", {}, r"lab algorithm grpp: no such algorithm\. Known: reinforce, rloo, grpo, dr_grpo, reinf"),
+        ("grpp", {}, r"lab algorithm grpp: no such algorithm\. Known: reinforce, rloo, grpo, dr_grpo\."),
         ("grpo", {"lr": 0.0}, r"lr=0: the update is divided by it\. Use more than 0"),
         ("grpo", {"lr": math.inf}, r"lr=inf"),
         ("grpo", {"num_epochs": 0}, r"num_epochs=0: found a value out of range\. Use 1 or more"),
@@ -283,7 +305,7 @@ def test_sampled_batches_are_announced_and_near(monkeypatch: pytest.MonkeyPatch)
         ("grpo", {"num_groups": 0}, r"num_groups=0"),
         ("grpo", {"clip_low": 1.5}, r"clip_low=1\.5"),
         ("grpo", {"clip_high": -0.1}, r"clip_high=-0\.1"),
-        ("reinforce_page", {"num_epochs": 2}, r"num_epochs=2 with reinforce_page: the page takes one step"),
+        ("reinforce", {"num_epochs": 2}, r"num_epochs=2 with reinforce: the page takes one step"),
     ],
 )
 def test_what_cannot_be_is_refused(name: str, settings: dict[str, float], wanted: str) -> None:
@@ -292,6 +314,5 @@ def test_what_cannot_be_is_refused(name: str, settings: dict[str, float], wanted
 
 
 def test_every_algorithm_can_be_seen() -> None:
-    assert (*FAMILY, "reinforce_page") == ALGORITHMS
     for name in ALGORITHMS:
         assert rows(name, of(bandit()), group_size=2)[0]["norm_ratio"] > 0

@@ -98,6 +98,9 @@ def update(
 
     A row with KL in the loss reads `logp_ref` when `settings.kl_coef` is not 0, and then computes silent
     groups too. A batch in which no step carries a gradient changes nothing: no optimiser step is taken.
+
+    Metrics are those of the first pass, where the policy is still the one that sampled. But `clip_ratio/*`
+    and `grad_norm` are means over all passes, `skipped` and `num_updates` count them.
     """
     adv = trajectories.adv
     if adv is None:
@@ -127,8 +130,13 @@ def update(
             gain = gain - settings.kl_coef * kl_loss(evaluation.logp, _reference(part))
         return torch.where(part.mask, gain * row.reduce(part.mask.to(gain.dtype), counts), 0).sum()
 
-    for _ in range(settings.num_epochs):
-        metrics |= ascend(policy, optimizer, active, objective)
+    passes = [ascend(policy, optimizer, active, objective) for _ in range(settings.num_epochs)]
+    skipped = sum(one["skipped"] for one in passes)
+    metrics |= passes[0] | {
+        "grad_norm": sum(one["grad_norm"] for one in passes) / len(passes),
+        "skipped": skipped,
+        "num_updates": len(passes) - skipped,
+    }
     low, high = torch.cat(held, dim=1).double().mean(1).tolist()
     bounds = {"low_mean": low, "high_mean": high, "region_mean": low + high}
     return metrics | {f"clip_ratio/{name}": share for name, share in bounds.items()}

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from gradhat.algorithms.grpo import Counts, Row, Settings
 from gradhat.estimators import kl
-from gradhat.estimators.group import group_mean, group_std, leave_one_out, no_scale, none
+from gradhat.estimators.group import group_mean, group_std, leave_one_out, no_scale
 from gradhat.estimators.ratios import on_policy, token
 from gradhat.losses import reduce, surrogate
 
@@ -31,10 +31,9 @@ def _constant(mask: Tensor, counts: Counts) -> Tensor:
 
 # fmt: off
 FAMILY = {
-    #                baseline       scale      ratio      surrogate   reduce           KL in reward, loss
-    "reinforce": Row(none,          no_scale,  on_policy, _reinforce, _per_trajectory, None,  None),
-    "rloo":      Row(leave_one_out, no_scale,  on_policy, _reinforce, _per_trajectory, kl.k1, None),
-    "grpo":      Row(group_mean,    group_std, token,     _clipped,   _per_sequence,   None,  kl.k3),
-    "dr_grpo":   Row(group_mean,    no_scale,  token,     _clipped,   _constant,       None,  None),
+    #              baseline       scale      ratio      surrogate   reduce           KL in reward, loss
+    "rloo":    Row(leave_one_out, no_scale,  on_policy, _reinforce, _per_trajectory, kl.k1, None),
+    "grpo":    Row(group_mean,    group_std, token,     _clipped,   _per_sequence,   None,  kl.k3),
+    "dr_grpo": Row(group_mean,    no_scale,  token,     _clipped,   _constant,       None,  None),
 }
 # fmt: on

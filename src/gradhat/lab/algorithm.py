@@ -1,7 +1,7 @@
-"""`gradhat lab algorithm`: a page of `algorithms/` as the trainer runs it. What is E[update]?
+"""`gradhat lab algorithm`: what trains a language model, under the microscope. What is E[update]?
 
-Every batch goes through the page's own `credit` and `update`, on a tabular policy, with plain gradient ascent
-as the optimiser. The estimate is the change of θ divided by the learning rate and the number of passes.
+Every batch goes through the `Learner` of a run, on a tabular policy, with plain gradient ascent as the
+optimiser. The estimate is the change of θ divided by the learning rate and the number of passes.
 """
 
 import math
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from gradhat.algorithms import grpo, reinforce
 from gradhat.algorithms.ascend import Step
 from gradhat.algorithms.grpo_family import FAMILY
+from gradhat.algorithms.learner import GroupLearner, Learner, ReinforceLearner
 from gradhat.errors import ConfigError
-from gradhat.estimators.group import silent
 from gradhat.exact.enumerate import Batch, Draws
 from gradhat.exact.mdp import softmax_policy
 from gradhat.exact.moments import one_by_one, tabulated
@@ -26,11 +26,12 @@ from gradhat.lab.report import Report, Table
 from gradhat.policies.tabular import Logits, TabularPolicy
 from gradhat.trajectories import Trajectories
 
-REINFORCE = "reinforce_page"
-ALGORITHMS = (*FAMILY, REINFORCE)
-"""The rows of the group family, and the page of REINFORCE with its moving average."""
+REINFORCE = "reinforce"
+ALGORITHMS = (REINFORCE, *FAMILY)
+"""The page of REINFORCE with its moving average, and the rows of the group family."""
 
-Update = Callable[[TabularPolicy, "Ascent", Trajectories], object]
+Make = Callable[[TabularPolicy, "Ascent"], Learner]
+"""Returns the learner that moves a policy by an optimiser."""
 
 
 @dataclass
@@ -79,10 +80,10 @@ def algorithm(name: str, world: World, of: str, settings: Settings) -> Report:
     """
     check(name, settings)
     draws = some_draws(world, num_groups=settings.num_groups, group_size=settings.group_size, one_by_one=True)
-    update = update_of(name, world, settings, length=draws.paths.actions.shape[1])
+    make = learner_of(name, world, settings, length=draws.paths.actions.shape[1])
 
     def change(batch: Batch) -> Tensor:
-        return _change(batch, world, update, settings)
+        return _change(batch, world, make, settings)
 
     each = one_by_one(change)
     changes = torch.cat([each(part) for _, part in draws.batches()])
@@ -91,7 +92,8 @@ def algorithm(name: str, world: World, of: str, settings: Settings) -> Report:
     found = [finding(world, plain, tabulated(changes, draws.probability, draws.exact), size)]
     if name in FAMILY:
         refilled = replace(plain, name=f"{name}_refilled", what="silent groups replaced")
-        kept = tabulated(changes, refilled_probability(draws), draws.exact)
+        chances = refilled_probability(draws, make(*_start(world, settings)))
+        kept = tabulated(changes, chances, draws.exact)
         found.append(finding(world, refilled, kept, size))
     return Report(
         question=f"What is the expected update of {name}?",
@@ -138,38 +140,33 @@ def _notes(of: str, world: World, found: list[Finding]) -> list[str]:
     return notes
 
 
-def update_of(name: str, world: World, settings: Settings, *, length: int) -> Update:
-    """Return (policy, optimizer, trajectories) → metrics: the algorithm's page, credit and update.
+def learner_of(name: str, world: World, settings: Settings, *, length: int) -> Make:
+    """Return (policy, optimizer) → what a run of `name` would learn with.
 
     `length` is the longest that a trajectory can be.
     """
     if name == REINFORCE:
         j = float(expected_return(world.mdp, softmax_policy(world.mdp, world.theta)))
-        page = reinforce.Settings()
-        return lambda policy, optimizer, batch: reinforce.update(
-            policy, optimizer, reinforce.credit(page, j, batch)[0]
-        )
-    family = FAMILY[name]
+        return lambda policy, optimizer: ReinforceLearner(policy, optimizer, reinforce.Settings(), j)
     numbers = grpo.Settings(
         length=length,
         clip_low=settings.clip_low,
         clip_high=settings.clip_high,
         num_epochs=settings.num_epochs,
     )
-    return lambda policy, optimizer, batch: grpo.update(
-        policy, optimizer, grpo.credit(family, numbers, batch), family, numbers
-    )
+    return lambda policy, optimizer: GroupLearner(policy, optimizer, FAMILY[name], numbers, None)
 
 
-def refilled_probability(draws: Draws) -> Tensor:
-    """Return the probability `[M]` of each batch when silent groups are replaced by fresh ones, to the end.
+def refilled_probability(draws: Draws, learner: Learner) -> Tensor:
+    """Return the probability `[M]` of each batch when the groups that `learner` calls silent are replaced by
+    fresh ones, to the end.
 
     A batch with a silent group never remains; the others keep their proportions. As in training, returns are
     not discounted. ConfigError if no batch is left.
     """
     returns = torch.where(draws.paths.mask, draws.paths.rewards, 0).sum(-1)[draws.rows].flatten()
     group = torch.arange(len(returns)) // draws.group_size
-    kept = ~silent(returns, group).reshape(len(draws.rows), -1).any(1)
+    kept = ~learner.silent(returns, group).reshape(len(draws.rows), -1).any(1)
     if not bool(kept.any()):
         raise ConfigError(
             "lab algorithm: found only silent groups: all trajectories of a start pay the same. "
@@ -195,8 +192,13 @@ def trajectories(batch: Batch) -> Trajectories:
     )
 
 
-def _change(batch: Batch, world: World, update: Update, settings: Settings) -> Tensor:
+def _start(world: World, settings: Settings) -> tuple[TabularPolicy, Ascent]:
     policy = TabularPolicy(Logits(world.theta))
-    update(policy, Ascent(policy.module, settings.lr), trajectories(batch))
+    return policy, Ascent(policy.module, settings.lr)
+
+
+def _change(batch: Batch, world: World, make: Make, settings: Settings) -> Tensor:
+    policy, optimizer = _start(world, settings)
+    make(policy, optimizer).learn(trajectories(batch))
     moved = policy.module.theta.detach() - world.theta
     return moved.flatten() / (settings.lr * settings.num_epochs)

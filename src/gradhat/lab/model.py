@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from gradhat.algorithms.grpo import Counts, Row, Settings, credit
 from gradhat.algorithms.grpo_family import FAMILY
 from gradhat.errors import ConfigError
-from gradhat.estimators.group import group_mean, group_std, silent
+from gradhat.estimators.group import group_mean, group_std, none, silent
 from gradhat.intervals import Interval
 from gradhat.lab.figure import COLOURS, FAINT, PANEL, name_axes, panels
 from gradhat.lab.gram import MEMORY, cosine, gram_matrices, halvings, jackknife, mean, noise, signal
@@ -42,11 +42,15 @@ from gradhat.trajectories import Trajectories
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ESTIMATORS: Mapping[str, Row] = FAMILY | {
-    "group_mean": replace(FAMILY["reinforce"], baseline=group_mean),
-    "group_std": replace(FAMILY["reinforce"], baseline=group_mean, scale=group_std),
+_RETURN = replace(FAMILY["rloo"], baseline=none, kl_reward=None)
+ESTIMATORS: Mapping[str, Row] = {
+    "reinforce": _RETURN,
+    **FAMILY,
+    "group_mean": replace(_RETURN, baseline=group_mean),
+    "group_std": replace(_RETURN, baseline=group_mean, scale=group_std),
 }
-"""The family, and what it has not: its baseline and its scale, each with the reduction of REINFORCE."""
+"""The family, and what it has not: the return alone, its baseline and its scale, each with the reduction of
+REINFORCE."""
 
 FEWEST = 4
 """Batches: a jackknife over fewer leaves no two halves to compare."""

@@ -67,16 +67,34 @@ def test_a_group_of_one_has_no_group_baseline(algorithm: str) -> None:
         check(replace(GOOD, algorithm=algorithm, group_size=1, replace_silent=False))
 
 
-def test_a_group_of_one_is_always_silent() -> None:
-    check(replace(GOOD, algorithm="reinforce", group_size=1, replace_silent=False))
-    with pytest.raises(ConfigError, match="--no-replace-silent"):
-        check(replace(GOOD, algorithm="reinforce", group_size=1))
+def test_reinforce_takes_a_group_of_one() -> None:
+    """It compares with the past, and replaces no group."""
+    check(replace(GOOD, algorithm="reinforce", group_size=1))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name", "value", "reader"),
+    [
+        ("rloo", "clip_low", 0.1, "grpo"),
+        ("reinforce", "clip_high", 0.3, "grpo"),
+        ("rloo", "baseline_decay", 0.5, "reinforce"),
+        ("dr_grpo", "baseline_decay", 1.0, "reinforce"),
+    ],
+)
+def test_a_setting_that_the_algorithm_does_not_read_is_refused(
+    algorithm: str, name: str, value: float, reader: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{name}={value} with algorithm={algorithm}: .*={reader}"):
+        check(replace(GOOD, algorithm=algorithm, **{name: value}))
+    check(replace(GOOD, algorithm=reader, **{name: value}))
 
 
 def test_more_epochs_need_a_ratio() -> None:
     check(replace(GOOD, algorithm="grpo", num_epochs=2))
     with pytest.raises(ConfigError, match="off-policy"):
         check(replace(GOOD, algorithm="rloo", num_epochs=2))
+    with pytest.raises(ConfigError, match=r"num_epochs=2 with algorithm=reinforce.*off-policy"):
+        check(replace(GOOD, algorithm="reinforce", num_epochs=2))
 
 
 def test_a_kl_coefficient_needs_a_kl_term() -> None:

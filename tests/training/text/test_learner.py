@@ -15,31 +15,30 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from gradhat.algorithms.grpo_family import FAMILY
+from gradhat.algorithms.learner import Learner
 from gradhat.estimators import group as estimators
 from gradhat.policies.language.weights import load
 from gradhat.rollouts.engine import Completion, Engine, Limits
 from gradhat.training.loop import train
 from gradhat.training.optim import MasterAdamW
 from gradhat.training.run_folder import RunFolder
-from gradhat.training.text.config import TrainConfig, to_json
-from gradhat.training.text.learner import Learner, make_learner
+from gradhat.training.text.config import REINFORCE, TrainConfig, to_json
+from gradhat.training.text.learner import make_learner
 from gradhat.training.text.session import prepare
 
 README = Path(__file__).parents[3] / "README.md"
-GROUP_ROWS = [name for name in FAMILY if name != "reinforce"]
 
 
 @pytest.fixture(scope="module")
 def learners(tiny_model: Path) -> dict[str, Learner]:
     network = load(tiny_model)
     optimizer = MasterAdamW(network, lr=0.1)
-    return {
-        name: make_learner(TrainConfig(algorithm=name), network, optimizer, tiny_model) for name in FAMILY
-    }
+    configs = {name: TrainConfig(algorithm=name) for name in (REINFORCE, *FAMILY)}
+    return {name: make_learner(config, network, optimizer, tiny_model) for name, config in configs.items()}
 
 
 @given(
-    name=st.sampled_from(GROUP_ROWS),
+    name=st.sampled_from(sorted(FAMILY)),
     rewards=st.lists(
         st.lists(st.sampled_from([-1.0, 0.0, 0.1, 0.25, 0.3, 0.5, 0.75, 1.0]), min_size=3, max_size=3),
         min_size=1,
@@ -60,7 +59,7 @@ def test_silent_is_a_property_of_the_whole_group(
 
 
 def test_reinforce_learns_from_every_group(learners: dict[str, Learner]) -> None:
-    silent = learners["reinforce"].silent(torch.ones(4), torch.tensor([0, 0, 1, 1]))
+    silent = learners[REINFORCE].silent(torch.ones(4), torch.tensor([0, 0, 1, 1]))
     assert silent.tolist() == [False] * 4
 
 

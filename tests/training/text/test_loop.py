@@ -280,6 +280,39 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_reported(
     assert checkpoint.read(path / "checkpoints/step_000004").cursor["version"] == 2
 
 
+@pytest.mark.parametrize(
+    ("bad", "skipped", "in_a_row", "versions"),
+    [
+        (set(), [0, 0, 0], [0, 0, 0], [0, 2, 4, 6]),
+        ({3}, [0, 1, 0], [0, 0, 0], [0, 2, 3, 5]),  # the first epoch of the second batch
+        ({4}, [0, 1, 0], [0, 0, 0], [0, 2, 3, 5]),  # the last one
+        ({3, 4, 5, 6}, [0, 2, 2], [0, 1, 2], [0, 2, 2, 2]),
+    ],
+    ids=["none", "in the middle", "at the end", "all of two batches"],
+)
+def test_with_two_epochs_every_optimiser_step_counts_for_itself(
+    config: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bad: set[int],
+    skipped: list[int],
+    in_a_row: list[int],
+    versions: list[int],
+) -> None:
+    poison(monkeypatch, bad)
+    twice = replace(config, algorithm="grpo", num_epochs=2, num_steps=3, eval_every=9, max_replacements=99)
+    path = start(twice, tmp_path / "run")
+    done = lines(path)[1:]
+    assert [line["skipped"] for line in done] == skipped
+    assert [line["num_updates"] for line in done] == [2 - n for n in skipped]
+    assert [line["num_skipped"] for line in done] == in_a_row
+    tables = [parquet.read_table(path / f"rollouts/step_{step:06d}.parquet") for step in (1, 2, 3)]
+    assert [set(table["version"].to_pylist()) for table in tables] == [{v} for v in versions[:3]]
+    assert checkpoint.read(path / "checkpoints/step_000003").cursor["version"] == versions[3]
+    agreement = [line["sampling/sampling_logp_difference/max"] for line in done]
+    assert max(agreement) < 1e-4
+
+
 def test_too_many_of_them_in_a_row_stop_the_run(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

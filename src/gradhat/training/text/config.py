@@ -9,6 +9,9 @@ from typing import Any, Literal
 from gradhat.errors import ConfigError
 from gradhat.training.run_folder import RunFolder
 
+REINFORCE = "reinforce"
+"""The algorithm that is a page of its own, with a moving average; the others are rows of the group family."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -151,34 +154,43 @@ def check(config: TrainConfig) -> None:
 
 
 def _check_algorithm(config: TrainConfig) -> None:
-    """Check what the algorithm's row in the family asks of the other settings."""
+    """Check what the algorithm asks of the other settings: the page of REINFORCE, or a row of the family."""
     from gradhat.algorithms.grpo_family import FAMILY
-    from gradhat.estimators.group import none
     from gradhat.estimators.ratios import on_policy
 
-    if config.algorithm not in FAMILY:
+    row = FAMILY.get(config.algorithm)
+    if row is None and config.algorithm != REINFORCE:
         raise ConfigError(
-            f"algorithm={config.algorithm}: found no such row in the family. Use one of {', '.join(FAMILY)}."
+            f"algorithm={config.algorithm}: found no such algorithm of text. "
+            f"Use one of {', '.join((REINFORCE, *FAMILY))}."
         )
-    row = FAMILY[config.algorithm]
-    if config.group_size == 1 and row.baseline is not none:
+    if row is not None and config.group_size == 1:
         raise ConfigError(
             f"group_size=1 with algorithm={config.algorithm}: its baseline is {row.baseline.__name__}, "
-            f"which needs at least 2 samples of a prompt. Use group_size>=2 or algorithm=reinforce."
+            f"which needs at least 2 samples of a prompt. Use group_size>=2 or algorithm={REINFORCE}."
         )
-    if config.group_size == 1 and config.replace_silent:
-        raise ConfigError(
-            "group_size=1 with replace_silent: a group of one has equal rewards, so every prompt would be "
-            "replaced. Use group_size>=2 or --no-replace-silent."
-        )
-    if config.num_epochs > 1 and row.ratio is on_policy:
+    if config.num_epochs > 1 and (row is None or row.ratio is on_policy):
         raise ConfigError(
             f"num_epochs={config.num_epochs} with algorithm={config.algorithm}: from the second step on the "
             f"batch is off-policy, which it does not correct. Use num_epochs=1, or algorithm=grpo."
         )
-    if config.kl_coef > 0 and row.kl_reward is None and row.kl_loss is None:
+    _check_unread(config, corrects=row is not None and row.ratio is not on_policy)
+    if config.kl_coef > 0 and (row is None or (row.kl_reward is None and row.kl_loss is None)):
         with_kl = [name for name, r in FAMILY.items() if r.kl_reward is not None or r.kl_loss is not None]
         raise ConfigError(
             f"kl_coef={config.kl_coef} with algorithm={config.algorithm}: it has no KL term. "
             f"Use kl_coef=0 or one of {', '.join(with_kl)}."
         )
+
+
+def _check_unread(config: TrainConfig, *, corrects: bool) -> None:
+    """Refuse a setting that is given and that the algorithm does not read: nothing would follow from it."""
+    unread = [] if corrects else [("clip_low", "grpo"), ("clip_high", "grpo")]
+    unread += [] if config.algorithm == REINFORCE else [("baseline_decay", REINFORCE)]
+    for name, reader in unread:
+        value, default = getattr(config, name), getattr(TrainConfig, name)
+        if value != default:
+            raise ConfigError(
+                f"{name}={value} with algorithm={config.algorithm}: it does not read this setting. "
+                f"Leave it at {default}, or use algorithm={reader}."
+            )

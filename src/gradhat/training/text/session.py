@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradhat.algorithms.learner import Learner
 from gradhat.envs.text.load import load_task
 from gradhat.envs.text.task import Question, Task, check, held_out_set
 from gradhat.errors import RunError, TaskError
@@ -24,7 +25,7 @@ from gradhat.training.seed import derive
 from gradhat.training.text import metrics, model_checkpoint
 from gradhat.training.text.config import TrainConfig
 from gradhat.training.text.evaluate import Interval, Measurement, measure
-from gradhat.training.text.learner import Learner, make_learner
+from gradhat.training.text.learner import make_learner
 from gradhat.training.text.model import compute_dtype, set_threads
 from gradhat.training.text.rollouts import write_rollouts
 from gradhat.training.text.source import Source
@@ -51,7 +52,7 @@ class Session:
     version: int = 0
     """Optimiser steps the weights have seen: skipped ones do not count, epochs do."""
     skipped: int = 0
-    """Steps in a row, up to the present, that a non-finite gradient spoilt."""
+    """Batches in a row, up to the present, all of whose optimiser steps a non-finite gradient spoilt."""
     num_tokens: int = 0
     """Tokens of prompts and completions so far."""
     longer: str = "--num-steps"
@@ -214,9 +215,10 @@ def _sample(session: Session) -> Experience:
 
 def _count(session: Session, sampled: Trajectories, learned: dict[str, float]) -> dict[str, float]:
     """Bring the session's counts up to date with one batch; return those that are metrics."""
-    stepped, spoilt = "grad_norm" in learned, learned.get("skipped", 0.0) > 0
-    session.version += session.config.num_epochs if stepped and not spoilt else 0
-    session.skipped = session.skipped + 1 if spoilt else 0
+    taken, left_out = int(learned.get("num_updates", 0)), int(learned.get("skipped", 0))
+    session.version += taken
+    if taken or left_out:  # a batch without a gradient says nothing of the ones around it
+        session.skipped = 0 if taken else session.skipped + 1
     session.num_tokens += metrics.num_tokens(sampled)
     values = {
         "num_tokens": float(session.num_tokens),
