@@ -17,6 +17,18 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCAB_SIZE = 256 + len(SPECIAL)
 
 
+LIMITS = {"learning": 7200, "slow": 1800}
+"""Seconds that a test of a kind may take, where that is more than pyproject.toml gives to all."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that train for minutes the time they need."""
+    for item in items:
+        limit = next((LIMITS[kind] for kind in LIMITS if item.get_closest_marker(kind)), None)
+        if limit is not None and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(limit))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder: a random Llama of 2 layers, 32 wide, with a tokenizer of one token per byte."""

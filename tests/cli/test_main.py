@@ -1,6 +1,7 @@
 """The front door: fast, without torch, and every wrong command ends in one clear message."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -74,12 +75,15 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(["recipes"])
 
 
-def test_ctrl_c_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("args", "code"), [((), 130), ((signal.SIGTERM,), 143), ((signal.SIGHUP,), 129)])
+def test_a_signal_has_its_own_exit_code(
+    args: tuple[int, ...], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(argv: list[str]) -> int:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*args)
 
     monkeypatch.setattr("gradhat.cli.recipes.main", interrupted)
-    assert cli.main(["recipes"]) == 130
+    assert cli.main(["recipes"]) == code
 
 
 def test_a_model_error_is_not_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:

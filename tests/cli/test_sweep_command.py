@@ -234,7 +234,7 @@ def test_a_stopped_sweep_says_how_to_go_on(
 ) -> None:
     from gradhat.training.sweeps.run import Ended, Sweep
 
-    monkeypatch.setattr(Sweep, "run", lambda self: Ended({}, True))
+    monkeypatch.setattr(Sweep, "run", lambda self: Ended({}, 2))
     assert main(words("ppo --seed 0 1 --out s")) == 130
     assert "stopped. Go on with the same command. So far: gradhat plot s" in capsys.readouterr().out
 

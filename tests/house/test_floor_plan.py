@@ -9,7 +9,7 @@ from reading import ROOT, imports
 
 NOUNS = frozenset({"trajectories", "errors"})
 MATHS = frozenset({"exact", "estimators", "losses"})
-FLOOR_0 = NOUNS | MATHS | {"shapes", "intervals", "viewer"}
+FLOOR_0 = NOUNS | MATHS | {"shapes", "streams", "intervals", "viewer"}
 FLOOR_1 = frozenset({"policies", "envs"})
 FLOOR_2 = frozenset({"rollouts", "algorithms"})
 FLOOR_3 = frozenset({"training", "lab"})
@@ -19,6 +19,7 @@ DOORS: dict[str, frozenset[str]] = {
     "trajectories": NOUNS,
     "errors": NOUNS,
     "shapes": frozenset(),
+    "streams": frozenset(),
     "intervals": frozenset(),
     "exact": frozenset({"shapes"}),
     "estimators": frozenset({"shapes"}),
@@ -64,7 +65,7 @@ def forbidden(module: str, path: str, at_import: bool) -> str | None:
     top = path.split(".")[0]
     if top != "gradhat":
         return forbidden_package(room, top)
-    if module in FRONT_DOOR and at_import and other not in {"cli", "errors"}:
+    if module in FRONT_DOOR and at_import and other not in {"cli", "errors", "streams"}:
         return "the command line imports the other rooms inside its functions"
     doors = DOORS.get(room, frozenset[str]())
     if other not in doors and not (room and other == room):

@@ -1,10 +1,12 @@
 """The command line: `gradhat <verb> ...`. A verb is imported when it is called, so `--help` stays fast."""
 
+import signal
 import sys
 from importlib import import_module
 
 from gradhat.cli.flags import near
 from gradhat.errors import ConfigError, GradhatError
+from gradhat.streams import complain, forgive, is_closed, silence
 
 VERBS = {
     "train": ("gradhat.cli.train", "train a model on a task, from a recipe or from flags"),
@@ -19,21 +21,39 @@ VERBS = {
 }
 """Verb: module with `main(argv)`, and one line for the help."""
 
-INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C ended."""
+SIGNAL_EXIT = 128
+"""The exit code of a command that a signal ended is this and the number of the signal: 130 after Ctrl-C."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns its exit code: 1 for an error, 2 for a wrong command, 130 after Ctrl-C."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run one command. Returns its exit code: 1 for an error, 2 for a wrong command, 128 + N where signal N
+    ended it. A pipe that nobody reads to its end (`| head`) ends it as SIGPIPE ends other tools: 141, and no
+    word.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        forgive(stream)
+    try:
+        try:
+            return _answer(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):
+        # rich, which prints tables, ends the process itself, as with an error.
+        if not is_closed(sys.stdout):
+            raise
+        silence(sys.stdout)
+        return SIGNAL_EXIT + signal.SIGPIPE
+
+
+def _answer(argv: list[str]) -> int:
     try:
         return _dispatch(argv)
     except GradhatError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        complain(f"{type(error).__name__}: {error}")
         return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as end:
+        complain("interrupted")
+        return SIGNAL_EXIT + next((n for n in end.args if isinstance(n, int)), signal.SIGINT)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -27,8 +27,6 @@ several words is given once for every value: --hidden 64 64 --hidden 256 256. A 
 spellings: --normalize-adv --no-normalize-adv.
 
 The same command goes on with a sweep that was stopped. Values may be added to it."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 GROUP = 4
 """Most runs that are listed by name where they failed alike."""
 
@@ -46,7 +44,7 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    """Run the grid and print its table. Returns 0, 1 when a run failed, 130 after Ctrl-C."""
+    """Run the grid and print its table. Returns 0, 1 when a run failed, 128 + N after signal N."""
     from gradhat.training import machine
 
     own, words = split(argv)
@@ -149,6 +147,7 @@ def place(subject: Sequence[str], config: Mapping[str, Any], keys: Sequence[str]
 
 def run(found: "Plan", words: list[str], jobs: int) -> int:
     """Run what is not finished; print what came out."""
+    from gradhat.training.interrupt import SIGNAL_EXIT
     from gradhat.training.sweeps import plan as planning
     from gradhat.training.sweeps.board import Board
     from gradhat.training.sweeps.run import Sweep
@@ -160,7 +159,7 @@ def run(found: "Plan", words: list[str], jobs: int) -> int:
             ended = sweep.run()
         if ended.interrupted:
             print(f"stopped. Go on with the same command. So far: gradhat plot {found.folder}")
-            return INTERRUPTED
+            return SIGNAL_EXIT + ended.interrupted
         report(found)
     return failures(ended)
 

@@ -61,7 +61,7 @@ class Kind(Generic[C]):
 
 
 def main(argv: list[str]) -> int:
-    """Train, and return the exit code: 0 when finished, 130 when Ctrl-C stopped it."""
+    """Train, and return the exit code: 0 when finished, 128 + N when signal N stopped it."""
     name, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     resumed = _value_of("--resume", flags)
     kind, config = _resumed(Path(resumed)) if resumed and name is None else _named(name, flags)

@@ -9,12 +9,14 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from gradhat.streams import complain, forgive, silence
 from gradhat.trajectories import Record
 
 Line = Callable[[int, Mapping[str, float], float], str]
@@ -28,22 +30,26 @@ WIDTH = 100
 class Screen:
     """Lines that stay and, on a terminal, one live line below them.
 
-    A context: inside it the live line is on the screen.
+    A context: inside it the live line is on the screen. A line that cannot be written is left out, and where
+    nobody reads the lines any more, as after `| head`, all that follow: no line ends what it tells of.
     """
 
     def __init__(self, out: TextIO | None = None) -> None:
-        self.console = Console(file=out or sys.stdout, highlight=False, markup=False, soft_wrap=True)
+        forgive(out or sys.stdout)
+        self.console = _Console(file=out or sys.stdout, highlight=False, markup=False, soft_wrap=True)
         live = Live(console=self.console, auto_refresh=False, transient=True)
         self._live = live if self.console.is_terminal else None
 
     def __enter__(self) -> Self:
         if self._live is not None:
-            self._live.start()
+            with suppress(OSError):
+                self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
 
     @property
     def is_live(self) -> bool:
@@ -52,14 +58,28 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print lines that stay on the screen."""
-        self.console.print(text)
+        self._print(text)
 
     def state(self, line: str) -> None:
         """Show how things stand: in place of the last such line on a terminal, below it elsewhere."""
         if self._live is None:
-            self.console.print(line)
+            self._print(line)
         else:
-            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+            with suppress(OSError):
+                self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def _print(self, text: str | Text) -> None:
+        # RuntimeError: a signal was answered while a line was being written.
+        with suppress(OSError, RuntimeError):
+            self.console.print(text)
+
+
+class _Console(Console):
+    """Goes on where a pipe breaks: rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        complain("nobody reads what is printed any more; the work goes on, and its files tell of it")
+        silence(self.file)  # pyright: ignore[reportArgumentType]
 
 
 class Log(Screen):
@@ -86,7 +106,7 @@ class Log(Screen):
 
     def warn(self, text: str) -> None:
         """Print a warning that stays on the screen."""
-        self.console.print(Text(f"warning: {text}", style="yellow"))
+        self._print(Text(f"warning: {text}", style="yellow"))
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the progress after `step`, and name each metric that is not a finite number."""
@@ -98,7 +118,7 @@ class Log(Screen):
     def sample(self, step: int, record: Record) -> None:
         """Show one sampled completion with its verdict."""
         why = f" ({_short(record.verdict.why)})" if record.verdict.why else ""
-        self.console.print(
+        self._print(
             f"  sample of step {step}: {_short(record.prompt)}\n"
             f"    {_short(record.completion)}\n"
             f"    reward {record.verdict.reward:g}{why}, stopped by {record.stop}"

@@ -11,12 +11,9 @@ from typing import Any, Protocol
 from gradhat.errors import RunError
 from gradhat.training import checkpoint, machine
 from gradhat.training.checkpoint import Checkpoint
-from gradhat.training.interrupt import Interrupt
+from gradhat.training.interrupt import SIGNAL_EXIT, Interrupt
 from gradhat.training.log import Log, measured, non_finite
 from gradhat.training.run_folder import ASIDE, RunFolder, step_of
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 
 class Session(Protocol):
@@ -48,6 +45,13 @@ class Session(Protocol):
         """Take one step, add it to `step`, return its metrics."""
         ...
 
+    def retreat(self) -> bool:
+        """After an error: stand where `save` can write the last whole step, and count back to it.
+
+        Returns False where the step in hand has changed what cannot be changed back.
+        """
+        ...
+
     def check(self, run: RunFolder) -> None:
         """RunError when it makes no sense to go on."""
         ...
@@ -76,14 +80,54 @@ class Session(Protocol):
 def train(
     run: RunFolder, session: Session, config: Mapping[str, Any] | None = None, *, restart: bool = False
 ) -> int:
-    """Train in `run` until the last step or Ctrl-C, from its newest whole checkpoint if it has one.
+    """Train in `run` until the last step or a signal, from its newest whole checkpoint if it has one.
 
     `config` replaces the one in the folder, once it is sure that the run goes on. `restart` begins with the
     first step. What lies after the step it goes on from is moved aside, never deleted. Returns the exit code:
-    0, or 130 after Ctrl-C, when the step in hand was finished and saved.
+    0, or 128 and the number of the signal, when the step in hand was finished and saved.
 
     RunError where a checkpoint cannot be read, and where there are steps but no whole checkpoint of them.
+    Whatever else ends the run, the last whole step is saved first.
     """
+    damage = _resume(run, session, restart)
+    if config is not None:
+        run.write_json("config.json", config)
+    aside = run.rewind(session.step if session.step else -1)
+    known = {key: value for line in run.read_metrics() for key, value in measured(line).items()}
+    log = Log(session.num_steps, session.step, known, line=session.progress)
+
+    def notify() -> None:
+        log.say("finishing this step, then saving; Ctrl-C stops at once")
+
+    with Interrupt(notify) as interrupt, log:
+        for line in [*damage, *_note_machine(run)]:
+            log.warn(line)
+        log.say(f"run    {run.path}{f', from step {session.step}' if session.step else ''}")
+        if aside is not None:
+            log.say(f"aside  {aside} holds what was there of later steps")
+        log.say(session.opening())
+        try:
+            _go_on(run, log, session, interrupt)
+            if not interrupt.asked:
+                with interrupt.at_once():
+                    return _finish(run, log, session)
+        except KeyboardInterrupt:
+            log.say(f"stopped. Go on with: gradhat train --resume {run.path}")
+            raise
+        except BaseException as error:
+            _rescue(run, log, session)
+            if not interrupt.asked:
+                raise
+            # Whoever ends a whole group of processes ends those that a step needs too.
+            log.warn(str(error))
+        else:
+            _save(run, session)
+            log.say(f"stopped after step {session.step}. Go on with: gradhat train --resume {run.path}")
+        return SIGNAL_EXIT + interrupt.asked
+
+
+def _resume(run: RunFolder, session: Session, restart: bool) -> list[str]:
+    """Put the newest whole checkpoint into `session`. Returns a line about each damaged one after it."""
     found, damage = (None, []) if restart else checkpoint.newest(run.checkpoints)
     if found is not None:
         session.resume(found)
@@ -98,30 +142,19 @@ def train(
             f"resume {run.path}: all its {session.num_steps} steps are done. "
             f"Go on with {session.longer} MORE, or look at it: gradhat eval {run.path}"
         )
-    if config is not None:
-        run.write_json("config.json", config)
-    aside = run.rewind(session.step if found else -1)
-    known = {key: value for line in run.read_metrics() for key, value in measured(line).items()}
-    with Log(session.num_steps, session.step, known, line=session.progress) as log:
-        for line in [*damage, *_note_machine(run)]:
-            log.warn(line)
-        log.say(f"run    {run.path}{f', from step {session.step}' if session.step else ''}")
-        if aside is not None:
-            log.say(f"aside  {aside} holds what was there of later steps")
-        log.say(session.opening())
-        with Interrupt(
-            lambda: log.say("finishing this step, then saving; Ctrl-C again stops at once")
-        ) as interrupt:
-            if found is None:
-                _record(run, log, 0, session.before())
-            while session.step < session.num_steps and not interrupt.asked:
-                _record(run, log, session.step + 1, session.advance(run, log))
-                if session.save_due():
-                    session.save(run)
-                session.check(run)
-            if interrupt.asked:
-                return _stop(run, log, session)
-            return _finish(run, log, session)
+    return damage
+
+
+def _go_on(run: RunFolder, log: Log, session: Session, interrupt: Interrupt) -> None:
+    """Take steps until the last one, or until somebody asks for an end."""
+    if session.step == 0:
+        with interrupt.at_once():
+            _record(run, log, 0, session.before())
+    while session.step < session.num_steps and not interrupt.asked:
+        _record(run, log, session.step + 1, session.advance(run, log))
+        session.check(run)
+        if session.save_due():
+            _save(run, session)
 
 
 def _record(run: RunFolder, log: Log, step: int, values: dict[str, float]) -> None:
@@ -131,13 +164,24 @@ def _record(run: RunFolder, log: Log, step: int, values: dict[str, float]) -> No
     log.step(step, values)
 
 
-def _stop(run: RunFolder, log: Log, session: Session) -> int:
-    """Save what Ctrl-C interrupted, unless this step is saved already, and say how to go on."""
-    saved = [step_of(path) for path in checkpoint.steps(run.checkpoints)]
-    if session.step not in [0, *saved]:
+def _save(run: RunFolder, session: Session) -> None:
+    """Save the step that `session` stands at, unless it is saved already."""
+    if session.step not in [0, *map(step_of, checkpoint.steps(run.checkpoints))]:
         session.save(run)
-    log.say(f"stopped after step {session.step}. Go on with: gradhat train --resume {run.path}")
-    return INTERRUPTED
+
+
+def _rescue(run: RunFolder, log: Log, session: Session) -> None:
+    """After an error: save the last whole step, if it can be saved, and say how to go on."""
+    try:
+        if session.retreat():
+            _save(run, session)
+        newest = max(map(step_of, checkpoint.steps(run.checkpoints)), default=0)
+    except Exception as error:
+        # What ended the run is what is reported; a full disk is often both.
+        log.warn(f"the last whole step could not be saved: {error}")
+        newest = None
+    saved = "" if newest is None else f"step {newest} is saved. "
+    log.say(f"{saved}Once what is wrong is repaired, go on with: gradhat train --resume {run.path}")
 
 
 def _finish(run: RunFolder, log: Log, session: Session) -> int:

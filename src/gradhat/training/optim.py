@@ -45,6 +45,8 @@ class MasterAdamW:
         )
         self.sums: dict[str, Tensor] = {}
         """The gradient so far: one micro-batch's in the network's type, a sum in the masters'."""
+        self.moves = 0
+        """How often the weights were moved, or began to be, since this object was made."""
 
     def accumulate(self) -> None:
         """Add the network's gradient to the sum, and free it."""
@@ -66,6 +68,7 @@ class MasterAdamW:
         norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
         skipped = not math.isfinite(norm)
         if not skipped:
+            self.moves += 1
             self.optimizer.param_groups[0]["lr"] = self.lr
             scale = (self.max_grad_norm / (norm + CLIP_EPS)).clamp(max=1.0)
             for name, grad in self.sums.items():

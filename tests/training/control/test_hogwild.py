@@ -234,6 +234,15 @@ def test_a_worker_that_cannot_begin_says_why() -> None:
         agent.advance(100)
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C raises, also where it is ignored at the start: under nohup, and in what a script runs with &."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_is_for_the_main_process() -> None:
     agent = made(config(2))
     with closing(agent):

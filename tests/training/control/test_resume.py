@@ -18,7 +18,10 @@ from torch import Tensor
 
 from gradhat.algorithms import a2c, ddpg, dqn, ppo, reinforce, sac, tabular_control, td3, trpo
 from gradhat.cli.main import main
-from gradhat.training.control import settings
+from gradhat.envs.gym import World
+from gradhat.errors import RunError, TaskError
+from gradhat.training.control import evaluate, settings
+from gradhat.training.control import session as control
 from gradhat.training.control.algorithms import ALGORITHMS
 from gradhat.training.control.config import ControlConfig, to_json
 from gradhat.training.control.hogwild import A3C
@@ -111,6 +114,8 @@ def finish(of: ControlConfig[Any], run: RunFolder, *, stop_before: int = -1) -> 
 
     def stopping(run: RunFolder, log: Any) -> dict[str, float]:
         if session.step + 1 == stop_before:
+            # A process that is gone saves nothing.
+            session.retreat = lambda: False
             raise Stopped
         return advance(run, log)
 
@@ -214,6 +219,69 @@ def test_an_interrupted_run_is_saved_where_it_stands(
     assert "stopped after step 2. Go on with: gradhat train --resume" in capsys.readouterr().out
     finish(of, RunFolder.open(stopped))
     assert_same(stopped, straight)
+
+
+@pytest.mark.parametrize("name", ["ppo, continuous, one by one", "dqn with everything", "q_learning"])
+def test_an_environment_that_raises_leaves_the_line_before_saved(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle of a line: weights have moved since, and the world cannot be saved any more."""
+    of = replace(CONFIGS[name], checkpoint_every=10_000)
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    finish(of, RunFolder.create(straight, to_json(of)))
+    session, step = prepare(of), World.step
+
+    def raising(self: World, actions: Any) -> Any:
+        if self is session.world and session.step == 5 and session.agent.num_frames > 280:
+            raise TaskError("the physics: found a number that is not finite")
+        return step(self, actions)
+
+    with monkeypatch.context() as patch, RunFolder.create(stopped, to_json(of)) as run:
+        patch.setattr(World, "step", raising)
+        with pytest.raises(TaskError, match="the physics"):
+            train(run, session)
+    session.close()
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step_000004"]
+    assert "step 4 is saved. Once what is wrong is repaired, go on with" in capsys.readouterr().out
+    finish(of, RunFolder.open(stopped))
+    assert_same(stopped, straight)
+
+
+def test_values_that_diverge_leave_the_line_before_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = replace(CONFIGS["dqn"], checkpoint_every=60)
+    found = control.diverged
+
+    def diverged(values: dict[str, float]) -> str:
+        return "q is nan" if values["num_frames"] > 250 else found(values)
+
+    monkeypatch.setattr(control, "diverged", lambda values: diverged({"num_frames": frames(), **values}))
+    session = prepare(of)
+    frames = lambda: session.agent.num_frames  # noqa: E731
+    with RunFolder.create(tmp_path / "run", to_json(of)) as run, pytest.raises(RunError, match="q is nan"):
+        train(run, session)
+    session.close()
+    assert [path.name for path in sorted((run.checkpoints).iterdir())] == ["step_000003", "step_000004"]
+    assert numbers(run.path)[-1]["step"] == 5
+
+
+def test_a_measurement_that_fails_leaves_its_line_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = CONFIGS["ppo"]
+    session = prepare(of)
+
+    def play(*_: Any, **__: Any) -> Any:
+        if session.step:
+            raise TaskError("the judge: found no world")
+        return evaluate.Played([0.0, 0.0], 0)
+
+    monkeypatch.setattr(evaluate, "play", play)
+    with RunFolder.create(tmp_path / "run", to_json(of)) as run, pytest.raises(TaskError):
+        train(run, session)
+    session.close()
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step_000002"]
 
 
 def test_a_run_of_another_seed_is_another_run(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_sweep_that_was_killed_while_it_began_begins_again(tmp_path: Path) -> 
 def test_every_run_is_trained_in_a_process_with_one_thread(tmp_path: Path) -> None:
     found = planned(tmp_path / "s", points(range(3)))
     ended, said = ran(found)
-    assert ended == Ended({}, False)
+    assert ended == Ended({}, 0)
     for seed in range(3):
         assert json.loads((tmp_path / f"s/seed={seed}/summary.json").read_text())["after"] == {
             "greedy/return": float(seed)
@@ -169,7 +169,7 @@ def test_no_more_than_jobs_run_at_once_and_all_that_may(tmp_path: Path) -> None:
 def test_a_failing_run_does_not_stop_the_others_and_its_last_words_are_kept(tmp_path: Path) -> None:
     found = planned(tmp_path / "s", points(range(3), trouble="1:raise"))
     ended, said = ran(found, jobs=1)
-    assert ended == Ended({"seed=1": "line 1\nline 2\nTaskError: the environment raised"}, False)
+    assert ended == Ended({"seed=1": "line 1\nline 2\nTaskError: the environment raised"}, 0)
     assert [(cell.path / "summary.json").exists() for cell in found.cells] == [True, False, True]
     assert f"seed=1  failed after 0:00; all it said is in {tmp_path}/s/logs/seed=1.log" in said
     assert "2/3 done  0 running  1 failed" in said
@@ -192,7 +192,7 @@ def test_the_same_command_goes_on(tmp_path: Path) -> None:
     (tmp_path / "s/seed=3/checkpoints").mkdir(parents=True)
     (tmp_path / "s/seed=3/rollouts").mkdir()
     ended, said = ran(made)
-    assert ended == Ended({}, False)
+    assert ended == Ended({}, 0)
     assert log(found, "seed=0") == "started 1\n" and log(found, "seed=1") == "started 1\nresumed 1\n"
     assert log(found, "seed=3") == "started 1\n"
     assert (tmp_path / "s/seed=0/metrics.jsonl").stat().st_mtime_ns == before
@@ -200,7 +200,7 @@ def test_the_same_command_goes_on(tmp_path: Path) -> None:
     lines = (tmp_path / "s/seed=1/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
     assert "seed=1  greedy/return" in said and "seed=0" not in said
-    assert ran(made) == (Ended({}, False), "")
+    assert ran(made) == (Ended({}, 0), "")
 
 
 def test_only_the_last_words_of_the_present_start_are_shown(tmp_path: Path) -> None:
@@ -249,8 +249,8 @@ def test_ctrl_c_lets_the_runs_save_and_begins_no_other(tmp_path: Path, number: s
     found = planned(tmp_path / "s", points(range(3), steps=600, pause=0.05))
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     board = Pressing((number, '"step": 2', metrics(tmp_path / "s", 0, 1)))
-    assert Sweep(found, 2, board, TRAIN).run() == Ended({}, True)
-    assert "the runs finish their step and save; Ctrl-C again kills them" in board.out.getvalue()
+    assert Sweep(found, 2, board, TRAIN).run() == Ended({}, number)
+    assert "the runs finish their step and save; Ctrl-C kills them" in board.out.getvalue()
     assert [log(found, f"seed={s}") for s in (0, 1)] == ["started 1\nsaved\n"] * 2
     assert not (tmp_path / "s/seed=2").exists()
     assert len(board.seen) == 2 and not any(map(alive, board.seen))
@@ -261,7 +261,7 @@ def test_ctrl_c_reaches_a_run_once(tmp_path: Path) -> None:
     # A second signal would make a real run stop at once, without saving.
     found = planned(tmp_path / "s", points([0], steps=600, pause=0.05, trouble="0:slow"))
     board = Pressing((signal.SIGINT, '"step": 2', metrics(tmp_path / "s", 0)))
-    assert Sweep(found, 1, board, TRAIN).run() == Ended({}, True)
+    assert Sweep(found, 1, board, TRAIN).run() == Ended({}, signal.SIGINT)
     assert log(found, "seed=0") == "started 1\nasked\nsaved\n"
 
 
@@ -277,7 +277,7 @@ def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
 def test_a_sweep_that_ended_before_ctrl_c_was_heard_is_whole(tmp_path: Path) -> None:
     found = planned(tmp_path / "s", points([0]))
     board = Pressing((signal.SIGINT, "after", [tmp_path / "s/seed=0/summary.json"]))
-    assert Sweep(found, 1, board, TRAIN).run() == Ended({}, False)
+    assert Sweep(found, 1, board, TRAIN).run() == Ended({}, 0)
 
 
 # --- how far it is -----------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from gradhat.training import checkpoint
 from gradhat.training.loop import train
 from gradhat.training.optim import MasterAdamW
 from gradhat.training.run_folder import RunFolder
+from gradhat.training.text import session
 from gradhat.training.text.config import TrainConfig, to_json
 from gradhat.training.text.session import prepare
 
@@ -34,9 +35,9 @@ def straight(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def start(config: TrainConfig, path: Path) -> Path:
-    session = prepare(config)
+    made = prepare(config)
     with RunFolder.create(path, to_json(config)) as run:
-        assert train(run, session) == 0
+        assert train(run, made) == 0
     return path
 
 
@@ -229,6 +230,159 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
     assert (path / f"rollouts/step_{last:06d}.parquet").exists()
 
 
+SPARSE = {"checkpoint_every": 100}
+"""No checkpoint is due before the end."""
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, error: BaseException) -> None:
+    """Let the function `name` of `owner` raise the `call`-th time it is called."""
+    real, count = getattr(owner, name), 0
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == call:
+            raise error
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+BREAKS = {
+    "a task that raises": (session, "collect", TaskError("score: found no mercy")),
+    "too little memory for the gradient": (MasterAdamW, "step", MemoryError("the gradient")),
+    "a task that leaves": (session, "collect", SystemExit(3)),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_what_ends_a_run_in_a_step_leaves_the_step_before_saved(
+    config: TrainConfig,
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    owner, function, error = BREAKS[name]
+    sparse = replace(config, **SPARSE)
+    with monkeypatch.context() as patch, pytest.raises(type(error)) as raised:
+        fail_at(patch, owner, function, 4, error)
+        start(sparse, tmp_path / "run")
+    assert raised.value is error
+    said = (
+        f"step 3 is saved. Once what is wrong is repaired, go on with: gradhat train --resume {tmp_path}/run"
+    )
+    assert said in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_000003"]
+    assert_same(resume(sparse, tmp_path / "run"), straight)
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "call", "step"),
+    [(session, "measure", 2, 3), (session, "write_rollouts", 4, 4), (RunFolder, "append_metrics", 5, 4)],
+)
+def test_what_fails_after_the_update_leaves_the_step_itself_saved(
+    config: TrainConfig,
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    function: str,
+    call: int,
+    step: int,
+) -> None:
+    """Its line of metrics is missing, and nothing that was learned."""
+    sparse = replace(config, **SPARSE)
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="full"):
+        fail_at(patch, owner, function, call, RunError("the disk is full"))
+        start(sparse, tmp_path / "run")
+    path = tmp_path / "run"
+    assert [p.name for p in (path / "checkpoints").iterdir()] == [f"step_{step:06d}"]
+    resume(sparse, path)
+    assert lines(path) == [line for line in lines(straight) if line["step"] != step]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        file = Path("checkpoints/step_000006") / name
+        assert (path / file).read_bytes() == (straight / file).read_bytes()
+
+
+def test_a_step_that_half_moved_the_weights_is_not_saved(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second of its two epochs fails: the newest checkpoint is one that was due before."""
+    twice = replace(config, algorithm="grpo", num_epochs=2)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        fail_at(patch, MasterAdamW, "step", 8, MemoryError())
+        start(twice, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_000002"]
+    assert "step 2 is saved. Once" in capsys.readouterr().out
+    assert_same(resume(twice, tmp_path / "run"), start(twice, tmp_path / "straight"))
+
+
+def test_a_disk_that_is_full_for_the_checkpoint_too_is_said(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        checkpoint, "save_file", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))
+    )
+    with pytest.raises(RunError, match="step_000002: full"):
+        start(config, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "the last whole step could not be saved: write" in out and "go on with: gradhat train" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_finishes_the_step_saves_and_shows_the_cursor_again(
+    config: TrainConfig,
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    real, count = session.collect, 0
+
+    def collect(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 3:
+            os.kill(os.getpid(), number)
+        return real(*args, **kwargs)
+
+    sparse, path, terminal = replace(config, **SPARSE), tmp_path / "run", Terminal()
+    before = signal.signal(number, signal.SIG_DFL)
+    with monkeypatch.context() as patch, RunFolder.create(path, to_json(sparse)) as run:
+        patch.setattr(session, "collect", collect)
+        patch.setattr(sys, "stdout", terminal)
+        assert train(run, prepare(sparse)) == 128 + number
+    signal.signal(number, before)
+    assert f"stopped after step 3. Go on with: gradhat train --resume {path}" in terminal.getvalue()
+    assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l")
+    assert_same(resume(sparse, path), straight)
+
+
+def test_the_first_signal_stops_the_last_measurement_at_once(
+    config: TrainConfig, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    made = prepare(config)
+
+    def finish(run: RunFolder) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(made, "finish", finish)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with RunFolder.create(path, to_json(config)) as run, pytest.raises(KeyboardInterrupt) as end:
+        train(run, made)
+    signal.signal(signal.SIGTERM, before)
+    assert end.value.args == (signal.SIGTERM,)
+    assert_same(resume(config, path), straight)
+
+
 def test_a_finished_run_asks_for_more_steps(config: TrainConfig, straight: Path) -> None:
     before = (straight / "metrics.jsonl").read_bytes()
     with pytest.raises(RunError, match=r"all its 6 steps are done.*--num-steps MORE"):
@@ -321,7 +475,7 @@ def test_too_many_of_them_in_a_row_stop_the_run(
         start(replace(config, max_skipped_steps=3, checkpoint_every=2), tmp_path / "run")
     assert lines(tmp_path / "run")[-1]["step"] == 5
     found, damage = checkpoint.newest(tmp_path / "run/checkpoints")
-    assert found is not None and (found.step, damage) == (4, [])
+    assert found is not None and (found.step, damage) == (5, [])
 
 
 def test_a_resumed_run_still_counts_them(

@@ -1,7 +1,7 @@
 """What learns in a control run: an algorithm's page with its world, its policy and its memory."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -39,7 +39,7 @@ class Agent(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything that going on to the bit needs."""
+        """Return copies of everything that going on to the bit needs."""
         ...
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -77,6 +77,11 @@ def acted(batch: Trajectories, means: Means) -> bool:
     some = bool(batch.mask.any())
     means.add({"empty_batches": float(not some)})
     return some
+
+
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the same tensors, which later steps do not change."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def joined(**parts: dict[str, Tensor]) -> dict[str, Tensor]:

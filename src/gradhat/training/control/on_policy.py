@@ -10,7 +10,7 @@ from gradhat.envs.gym import World
 from gradhat.policies.mlp import ActorCritic, MLPPolicy
 from gradhat.rollouts.normalize import RunningMoments, normalise
 from gradhat.rollouts.vector import Collector, Episode
-from gradhat.training.control.agent import Greedy, Means, acted, joined, part
+from gradhat.training.control.agent import Greedy, Means, acted, copies, joined, part
 from gradhat.training.optim import SmallAdam
 from gradhat.training.seed import derive
 from gradhat.trajectories import Trajectories
@@ -103,8 +103,8 @@ class OnPolicyAgent:
 
     def state(self) -> dict[str, Tensor]:
         return joined(
-            weights=self.module.state_dict(),
-            optimizer=self.optimizer.state(),
+            weights=copies(self.module.state_dict()),
+            optimizer=copies(self.optimizer.state()),
             collector=self.collector.state(),
             memory=self.memory,
         ) | {"generator": self.generator.get_state(), "version": torch.tensor(self.version)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from gradhat.envs.gym import World
 from gradhat.errors import RunError
@@ -40,6 +41,10 @@ class Session:
         self.config, self.world, self.agent, self.judge = config, world, agent, judge
         self.step = 0
         self._diverged = ""
+        self._whole = 0
+        """The last step that `_state` is of."""
+        self._state: dict[str, Tensor] = {}
+        """All that going on needs, as it was after that step: a world that raised cannot be saved."""
 
     @property
     def num_steps(self) -> int:
@@ -86,6 +91,9 @@ class Session:
         began, before = time.perf_counter(), self.agent.num_frames
         self.step += 1
         values = self.agent.advance(min(self.step * config.log_every, config.num_frames))
+        self._diverged = diverged(values)
+        if not self._diverged:
+            self._state, self._whole = self.agent.state(), self.step
         seconds = time.perf_counter() - began
         values |= {
             "num_frames": float(self.agent.num_frames),
@@ -95,7 +103,6 @@ class Session:
         # A batch can be longer than a line: the next line then has no frame of its own.
         if self.agent.num_frames > before:
             values["frames_per_second"] = (self.agent.num_frames - before) / seconds
-        self._diverged = diverged(values)
         if self._due(config.eval_every) or self.step == self.num_steps:
             values |= self._measure()
             values["time/evaluate"] = time.perf_counter() - began - seconds
@@ -117,14 +124,20 @@ class Session:
         """Write a checkpoint of the present step."""
 
         def write(path: Path) -> None:
-            checkpoint.save_tensors(self.agent.state(), path / STATE)
+            checkpoint.save_tensors(self._state, path / STATE)
 
         return checkpoint.save(run.checkpoints, self.step, write, {}, keep=self.config.keep_checkpoints)
 
     def resume(self, found: Checkpoint) -> None:
         """Stand where the checkpoint was taken."""
-        self.step = found.step
-        self.agent.restore(load_file(found.path / STATE))
+        self.step = self._whole = found.step
+        self._state = load_file(found.path / STATE)
+        self.agent.restore(self._state)
+
+    def retreat(self) -> bool:
+        """Count back to the last whole step. The agent itself is of no more use."""
+        self.step = self._whole
+        return True
 
     def finish(self, run: RunFolder) -> tuple[dict[str, Any], str]:
         """Return the summary and the closing lines."""

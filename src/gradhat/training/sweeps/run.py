@@ -13,11 +13,10 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 from gradhat.training.interrupt import Interrupt
@@ -41,8 +40,8 @@ class Ended(NamedTuple):
 
     failed: dict[str, str]
     """Name of each run that failed → the last lines that it printed."""
-    interrupted: bool
-    """Whether Ctrl-C left something undone."""
+    interrupted: int
+    """The number of the signal that left something undone, or 0."""
 
 
 @dataclass
@@ -75,11 +74,13 @@ class Sweep:
         """Seconds of the processes that ended, and the runs, in parts, that they did."""
 
     def run(self) -> Ended:
-        """Train all that is not finished. After Ctrl-C the runs save and stop; a second one kills them.
+        """Train all that is not finished.
+
+        After Ctrl-C, SIGTERM or SIGHUP the runs save and stop; Ctrl-C after that kills them.
 
         A run that fails does not stop the others.
         """
-        with _ends_as_ctrl_c(), Interrupt(self._notify) as interrupt:
+        with Interrupt(self._notify) as interrupt:
             try:
                 stopping = False
                 while self.waiting or self.running:
@@ -94,7 +95,8 @@ class Sweep:
                     time.sleep(POLL)
             finally:
                 self._kill()
-        return Ended(self.failed, interrupt.asked and self.done + len(self.failed) < self.total)
+        left = self.done + len(self.failed) < self.total
+        return Ended(self.failed, interrupt.asked if left else 0)
 
     def progress(self) -> Progress:
         """Return where the whole stands."""
@@ -164,7 +166,7 @@ class Sweep:
         return max(ends, default=0.0)
 
     def _notify(self) -> None:
-        self.board.say("the runs finish their step and save; Ctrl-C again kills them")
+        self.board.say("the runs finish their step and save; Ctrl-C kills them")
 
     def _stop(self) -> None:
         self.waiting.clear()
@@ -215,20 +217,3 @@ def _tail(file: Path, first: int) -> str:
     with file.open("rb") as content:
         content.seek(max(first, file.stat().st_size - TAIL))
         return content.read().decode(errors="replace")
-
-
-@contextmanager
-def _ends_as_ctrl_c() -> Generator[None]:
-    """Take a wish that this process ends, or the end of its terminal, for Ctrl-C."""
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    asked = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
-    for number in asked:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        for number in asked:
-            signal.signal(number, signal.SIG_DFL)

@@ -56,6 +56,10 @@ class Session:
     num_tokens: int = 0
     """Tokens of prompts and completions so far."""
     longer: str = "--num-steps"
+    whole: int = 0
+    """The last step after which weights and counts were those of the end of a step."""
+    began: tuple[dict[str, Any], int] = ({}, 0)
+    """The cursor before the present step, and how often the weights had been moved."""
 
     def cursor(self) -> dict[str, Any]:
         """Return what `resume` needs besides weights and moments, as plain values."""
@@ -65,12 +69,26 @@ class Session:
     def resume(self, found: Checkpoint) -> None:
         """Stand where the checkpoint was taken."""
         self.optimizer.restore(model_checkpoint.masters(found), model_checkpoint.optimizer(found))
-        self.source.restore(found.cursor["source"])
-        self.learner.restore(found.cursor["learner"])
-        self.step = found.step
-        self.version = found.cursor["version"]
-        self.skipped = found.cursor["skipped"]
-        self.num_tokens = found.cursor["num_tokens"]
+        self._stand(found.step, found.cursor)
+
+    def retreat(self) -> bool:
+        """Count back to the last whole step, where the weights are still those of it."""
+        cursor, moves = self.began
+        if self.whole == self.step:
+            return True
+        if self.optimizer.moves == moves:
+            self._stand(self.step - 1, cursor)
+            return True
+        return False
+
+    def _stand(self, step: int, cursor: Mapping[str, Any]) -> None:
+        """Count from the end of `step` on, and draw what follows there."""
+        self.source.restore(cursor["source"])
+        self.learner.restore(cursor["learner"])
+        self.step = self.whole = step
+        self.version = cursor["version"]
+        self.skipped = cursor["skipped"]
+        self.num_tokens = cursor["num_tokens"]
 
     @property
     def num_steps(self) -> int:
@@ -98,6 +116,7 @@ class Session:
     def advance(self, run: RunFolder, log: Log) -> dict[str, float]:
         """Take one step: sample, learn, measure. Returns its metrics."""
         config, clock = self.config, metrics.Clock()
+        self.began = self.cursor(), self.optimizer.moves
         self.step += 1
         self.optimizer.lr = config.lr * min(1.0, self.step / max(1, config.lr_warmup_steps))
         experience = _sample(self)
@@ -108,6 +127,7 @@ class Session:
         values |= _count(self, experience.sampled, values)
         if self.source.observe(metrics.success_rates(experience.sampled)):
             log.say(f"level {self.source.level + 1} of {len(self.source.levels)} opens")
+        self.whole = self.step
         write_rollouts(run, self.step, experience.sampled, experience.chosen, batch.adv)
         if self.step % config.eval_every == 0:
             sample = _measure(self, self.held_out[: config.eval_questions], config.eval_samples)

@@ -1,0 +1,49 @@
+"""What is printed for people never ends what it tells of: a narrow encoding, a reader that went away."""
+
+import io
+import os
+import select
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+
+def forgive(stream: TextIO | None) -> None:
+    """Let `stream` write "?" where its encoding has no sign for a letter, instead of raising."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="replace")
+
+
+def is_closed(stream: TextIO | None) -> bool:
+    """Return whether `stream` is a pipe that nobody reads any more, as after `| head`."""
+    number = _number(stream)
+    if number is None:
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def silence(stream: TextIO | None) -> None:
+    """Send what is and will be written to `stream` nowhere: Python would complain about it at its end."""
+    number = _number(stream)
+    if number is not None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+
+
+def complain(text: str) -> None:
+    """Say `text` on stderr, if anybody hears it."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _number(stream: TextIO | None) -> int | None:
+    """Return the descriptor of a stream, None where it has none."""
+    if stream is None:
+        return None
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):
+        return None
