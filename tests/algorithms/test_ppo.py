@@ -143,6 +143,23 @@ def test_passes_end_when_the_policy_has_gone_far_enough() -> None:
     assert passes[None] == passes[1e6] == 6 and 1 <= passes[1e-3] < 6
 
 
+def test_how_far_is_read_off_the_whole_pass() -> None:
+    """The first minibatch of the first pass has not moved yet, the last one has most."""
+    policy = random_policy(3, 2)
+    batch = lesson(policy)
+    settings = Settings(num_epochs=2, num_minibatches=2)
+
+    def passes(target: float) -> float:
+        again = random_policy(3, 2)
+        far = replace(settings, target_kl=target)
+        return update(again, Sgd(again.module, lr=0.5), batch, far, generator())["num_epochs"]
+
+    one = update(policy, Sgd(policy.module, lr=0.5), batch, replace(settings, num_epochs=1), generator())
+    mean = one["approx_kl"]
+    # Where the pass begins KL is 0, so its last minibatch is at twice the mean.
+    assert passes(1.5 * mean) == 2 and passes(0.9 * mean) == 1 and mean > 1e-4
+
+
 def test_metrics_are_means_over_the_steps() -> None:
     class Counts(Recorder):
         def step(self) -> Step:

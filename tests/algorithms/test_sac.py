@@ -13,6 +13,8 @@ from gradhat.algorithms.sac import Settings, State
 
 LOW, HIGH = torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 4.0])
 SETTINGS = Settings(hidden=(8, 6), temperature=0.3)
+TEMPERATURE = 0.7
+"""Where it has come to since the start: what an update reads is the present one, not the setting."""
 
 
 def made() -> State:
@@ -23,7 +25,7 @@ def made() -> State:
         network.double()
         for p in network.parameters():
             p.data += 0.2 * torch.randn(p.shape, dtype=F64, generator=generator)
-    state.log_temperature.data = torch.tensor(math.log(0.3), dtype=F64)
+    state.log_temperature.data = torch.tensor(math.log(TEMPERATURE), dtype=F64)
     state.actor_optimizer, state.critics_optimizer = map(
         plain, (state.actor_optimizer, state.critics_optimizer)
     )
@@ -69,15 +71,17 @@ def test_the_critics_are_fitted_to_the_soft_value() -> None:
         return (batch.rewards + batch.discounts * ~batch.terminated * soft).detach()
 
     worst = both.min(0).values
-    same(found, critics_gradient(twin, y(worst - 0.3 * logp)))
-    # Planted: the larger one, no entropy, entropy with the wrong sign, no log-det, the trained critics.
+    same(found, critics_gradient(twin, y(worst - TEMPERATURE * logp)))
+    # Planted: the larger one, no entropy, entropy with the wrong sign, no log-det, the trained critics,
+    # the first temperature.
     own = twin.critics(batch.next_observations, actions).min(0).values
     for planted in (
-        both.max(0).values - 0.3 * logp,
+        both.max(0).values - TEMPERATURE * logp,
         worst,
-        worst + 0.3 * logp,
-        worst - 0.3 * flat,
-        own - 0.3 * logp,
+        worst + TEMPERATURE * logp,
+        worst - TEMPERATURE * flat,
+        own - TEMPERATURE * logp,
+        worst - SETTINGS.temperature * logp,
     ):
         assert apart(found, critics_gradient(twin, y(planted)))
 
@@ -93,8 +97,8 @@ def test_the_actor_climbs_the_soft_value() -> None:
     def descending(loss: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad(loss.mean(), list(twin.actor.parameters()), retain_graph=True))
 
-    same(found, descending(0.3 * logp - q))
-    for planted in (0.3 * flat - q, -0.3 * logp - q, -q):
+    same(found, descending(TEMPERATURE * logp - q))
+    for planted in (TEMPERATURE * flat - q, -TEMPERATURE * logp - q, -q, SETTINGS.temperature * logp - q):
         assert apart(found, descending(planted))
 
 
@@ -102,14 +106,14 @@ def test_the_temperature_moves_until_the_entropy_is_the_one_wanted() -> None:
     batch, state, twin = continuous(16), made(), made()
     before = float(state.log_temperature.detach())
     fresh = sac.init(3, LOW, HIGH, SETTINGS, seeded())
-    assert before == pytest.approx(float(fresh.log_temperature.detach()), abs=1e-6)
+    assert float(fresh.log_temperature.detach()) == pytest.approx(math.log(0.3), abs=1e-6)
     update = sac.update(state, batch, SETTINGS)
     logp = drawn(twin, batch.observations, noises()[1])[1].mean().item()
     # The gradient in log α of −log α (log π + H), with H = −1 for each of two components.
     expected = -(logp - 2)
     assert before - float(state.log_temperature.detach()) == pytest.approx(expected, abs=1e-12)
     assert float(update.metrics["entropy"]) == pytest.approx(-logp, abs=1e-12)
-    assert float(update.metrics["temperature"]) == pytest.approx(0.3)
+    assert float(update.metrics["temperature"]) == pytest.approx(TEMPERATURE)
     assert {"diagnostics/value_loss", "q", "td_error", "actor_q"} < set(update.metrics)
 
 

@@ -45,6 +45,9 @@ RAINBOW = dqn.Settings(
     epsilon_frames=100,
 )
 TABLE = tabular_control.Settings(gamma=0.9, epsilon_frames=150)
+OFF = Network((5, 4), -0.5, 0.01, 0.002, 0.3, normalize_observations=True, normalize_rewards=True)
+OFF_MEMORY = Memory(90, 40, 2, 2, 8, 1e-4)
+OFF_TABLE = tabular_control.Settings(0.8, 1.5, 0.6, epsilon_start=0.9, epsilon_end=0.2, epsilon_frames=150)
 
 CONTROL: dict[str, tuple[Any, str]] = {
     "reinforce": (settings.Reinforce(network=PLAIN), drift.ENV),
@@ -70,9 +73,55 @@ CONTROL: dict[str, tuple[Any, str]] = {
     "sarsa": (settings.Sarsa(7, TABLE), "zoo:random"),
     "expected_sarsa": (settings.ExpectedSarsa(7, TABLE), "zoo:chain"),
     "q_learning": (settings.QLearning(7, TABLE), "zoo:chain"),
+    "reinforce_off": (
+        settings.Reinforce(2, 3, 2, OFF, reinforce.Settings(0.5, 0.9, "total", "critic")),
+        "continuous",
+    ),
+    "a2c_off": (settings.A2C(6, OFF, a2c.Settings(0.9, 0.7, 0.3, 0.02, True)), "continuous"),
+    "ppo_off": (
+        settings.PPO(12, OFF, ppo.Settings(0.9, 0.7, 0.1, 0.3, 3, 2, 0.3, 0.02, False, 0.05)),
+        "continuous",
+    ),
+    "trpo_off": (settings.TRPO(12, OFF, trpo.Settings(0.9, 0.7, 0.03, 5, 0.2, 0.5, 4, 3, 2)), "continuous"),
+    "dqn_off": (
+        settings.DQN(
+            OFF_MEMORY,
+            dqn.Settings(
+                lr=2e-3,
+                hidden=(5, 4),
+                gamma=0.9,
+                double=False,
+                dueling=True,
+                n_step=3,
+                alpha=0.5,
+                beta=0.3,
+                num_atoms=5,
+                low=-4.0,
+                high=6.0,
+                delta=0.5,
+                target_every=5,
+                tau=0.4,
+                epsilon_start=0.8,
+                epsilon_end=0.2,
+                epsilon_frames=100,
+            ),
+        ),
+        drift.ENV,
+    ),
+    "ddpg_off": (settings.DDPG(OFF_MEMORY, ddpg.Settings(2e-3, (5, 4), 0.9, 2, 0.02, 0.3)), "continuous"),
+    "td3_off": (
+        settings.TD3(OFF_MEMORY, td3.Settings(2e-3, (5, 4), 0.9, 2, 0.02, 0.3, 0.4, 0.3, 3)),
+        "continuous",
+    ),
+    "sac_off": (settings.SAC(OFF_MEMORY, sac.Settings(1e-3, (5, 4), 0.9, 3, 0.02, 0.4, -0.5)), "continuous"),
+    "monte_carlo_off": (settings.MonteCarlo(7, OFF_TABLE), "zoo:random"),
+    "sarsa_off": (settings.Sarsa(7, OFF_TABLE), "zoo:random"),
+    "expected_sarsa_off": (settings.ExpectedSarsa(7, OFF_TABLE), "zoo:random"),
+    "q_learning_off": (settings.QLearning(7, OFF_TABLE), "zoo:random"),
 }
 """Settings, and the world: an id, or "continuous" for the continuous version of the drift. A3C with one
-worker is A2C to the bit, with several it is no function of its config."""
+worker is A2C to the bit, with several it is no function of its config. In a run that ends in "_off" no
+setting has its default: one that reaches nothing, or the wrong place, shows there."""
 
 
 def control(name: str) -> dict[str, Any]:

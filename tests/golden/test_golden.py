@@ -5,6 +5,7 @@ Only `python tests/golden/regenerate.py` writes the numbers.
 
 import json
 import math
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import golden_runs
@@ -51,6 +52,23 @@ def test_every_algorithm_has_a_golden_run() -> None:
     assert control == set(ALGORITHMS) - {"a3c"}
     assert {f"text_{name}" for name in FAMILY} < set(RUNS)
     assert {file.stem for file in golden_runs.FOLDER.glob("*.json")} == set(RUNS)
+
+
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"a3c"}))
+def test_every_setting_is_off_its_default_in_one_run(name: str) -> None:
+    learning, default = golden_runs.CONTROL[f"{name}_off"][0], ALGORITHMS[name].learning
+    same = [path for path, value in settings_of(learning).items() if value == settings_of(default)[path]]
+    assert not same, f"{name}_off has the default of {same}"
+
+
+def settings_of(part: Any, path: str = "") -> dict[str, Any]:
+    """Every setting of a dataclass, those of dataclasses inside it included."""
+    found: dict[str, Any] = {}
+    for field in fields(part):
+        value = getattr(part, field.name)
+        inside = is_dataclass(value)
+        found |= settings_of(value, f"{field.name}.") if inside else {path + field.name: value}
+    return found
 
 
 def test_the_smallest_difference_that_matters_is_found() -> None:
