@@ -1,5 +1,6 @@
 """`gradhat eval`: a run's own settings, and numbers that agree with the samples."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,20 @@ def test_a_model_is_measured_sampled_and_greedy(
     assert 0 < accuracy < 1
     assert f"pass@1 {accuracy:.3f}  pass@2 " in lines[3] and "pass@3" in lines[3] and "pass@4" not in lines[3]
     assert lines[4].startswith("greedy   accuracy ")
+
+
+def test_questions_that_are_too_long_are_left_out_and_counted(
+    tiny_model: Path, letters_task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model's context holds 512 tokens, one a byte; the system prompt leaves room for two digits."""
+    command = ["eval", str(tiny_model), "--task", letters_task, *TINY, "--n", "200"]
+    around = 29  # tokens of the chat template
+    assert main([*command, "--system", "x" * (512 - 8 - around - len("Say 12"))]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    found = re.search(r": (\d+) held-out questions, (\d+) more are too long$", line)
+    assert found is not None and int(found[1]) > 5 and int(found[2]) > 100, line
+    assert main([*command, "--system", "x" * 600]) == 1
+    assert "held-out questions: found prompts of " in capsys.readouterr().err
 
 
 def test_the_same_command_gives_the_same_numbers(

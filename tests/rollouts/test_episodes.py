@@ -14,7 +14,7 @@ from gradhat.policies.language.chat import Chat, Message
 from gradhat.policies.language.policy import LanguagePolicy
 from gradhat.policies.language.weights import load
 from gradhat.rollouts.engine import Completion, Engine, Limits
-from gradhat.rollouts.episodes import Experience, Start, collect, join, pack, play
+from gradhat.rollouts.episodes import MOST_TOO_LONG, Experience, Fitting, Start, collect, join, pack, play
 from gradhat.trajectories import Record, Trajectories, Verdict
 
 LIMITS = Limits(8, seed=100)
@@ -230,6 +230,30 @@ def test_rounds_of_different_lengths_are_padded_and_kept_apart(chat: Chat) -> No
     assert found.sampled.mask.shape == (9 * GROUP, 5)
     assert lengths == [n for n in (3, 3, 3, 3, 5, 2, 1, 3, 3) for _ in range(GROUP)]
     assert found.sampled.select(found.chosen).group.tolist()[::GROUP] == [4, 6, 0, 1]
+
+
+def test_the_first_draw_is_known_from_what_replaced_it(chat: Chat) -> None:
+    found = gathered(chat, Script(by_sample), loud_where([1, 2, 5, 6]), max_replacements=10)
+    assert found.first.tolist() == list(range(4 * GROUP))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_start_that_is_too_long_is_passed_over_and_counted(chat: Chat, more: int) -> None:
+    """Seeds of one digit fit, those of two do not by one token."""
+    (one,) = {len(chat.encode([{"role": "user", "content": f"Say {n}"}])) for n in range(10)}
+    drawn = Fitting(starts(lambda *_: 1.0, [3, 10, 11, 4, 12, 5]), chat, one + more)
+    assert [next(drawn).seed for _ in range(3)] == ([3, 10, 11] if more else [3, 4, 5])
+    assert drawn.dropped == (0 if more else 3)
+
+
+def test_starts_that_are_all_too_long_are_an_error(chat: Chat) -> None:
+    seeds = [1, *range(10, 10 + MOST_TOO_LONG), 2]
+    longest = len(chat.encode([{"role": "user", "content": "Say 1"}]))
+    drawn = Fitting(starts(lambda *_: 1.0, seeds), chat, longest)
+    next(drawn)
+    with pytest.raises(TaskError, match=rf"100 in a row .* {longest + 2} tokens.*holds {longest}\. Shorten"):
+        next(drawn)
+    assert next(drawn).seed == 2
 
 
 def test_a_group_is_never_cut(chat: Chat) -> None:

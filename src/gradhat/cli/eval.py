@@ -101,7 +101,7 @@ def report(place: str, flags: Flags) -> None:
     from gradhat.policies.language.chat import Chat
     from gradhat.rollouts.engine import Engine, Limits
     from gradhat.training.seed import derive
-    from gradhat.training.text.evaluate import measure
+    from gradhat.training.text.evaluate import fitting, measure
     from gradhat.training.text.model import compute_dtype, find, set_threads
 
     set_threads(flags.num_threads)
@@ -111,13 +111,23 @@ def report(place: str, flags: Flags) -> None:
         raise TaskError(f"{flags.task}: found no held-out question. Give the task more distinct questions.")
     folder = find(place)
     chat = Chat.read(folder)
-    engine = Engine(weights.load(folder, compute_dtype(flags.dtype)), chat, num_slots=flags.num_slots)
+    network = weights.load(folder, compute_dtype(flags.dtype))
+    engine = Engine(network, chat, num_slots=flags.num_slots)
+    drawn = len(questions)
+    questions = fitting(
+        questions,
+        chat,
+        system=flags.system,
+        max_new_tokens=flags.max_new_tokens,
+        context=network.config.max_positions,
+    )
 
     def measured(temperature: float, num_samples: int) -> "Measurement":
         limits = Limits(flags.max_new_tokens, temperature, seed=derive(flags.seed, "eval"))
         return measure(task, questions, engine, chat, limits, system=flags.system, num_samples=num_samples)
 
-    print(f"model    {folder}\ntask     {flags.task}: {len(questions)} held-out questions")
+    left_out = f", {drawn - len(questions)} more are too long" if len(questions) < drawn else ""
+    print(f"model    {folder}\ntask     {flags.task}: {len(questions)} held-out questions{left_out}")
     sampled = measured(flags.temperature, flags.samples)
     print(f"sampled  {line(sampled)}  temperature {flags.temperature:g}, {flags.samples} samples a question")
     print("         " + "  ".join(f"pass@{k} {sampled.pass_at(k):.3f}" for k in powers(flags.samples)))

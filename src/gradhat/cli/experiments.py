@@ -335,6 +335,7 @@ def model(flags: Model, place: str) -> "Report":
     from gradhat.policies.language.chat import Chat
     from gradhat.policies.language.policy import LanguagePolicy
     from gradhat.rollouts.engine import Engine, Limits
+    from gradhat.rollouts.episodes import Fitting
     from gradhat.training.seed import derive
     from gradhat.training.text.model import compute_dtype, find, set_threads
     from gradhat.training.text.source import Source
@@ -345,9 +346,10 @@ def model(flags: Model, place: str) -> "Report":
     chat = Chat.read(folder)
     network = weights.load(folder, compute_dtype(flags.dtype))
     chosen = model.choose(network, flags.parameters or f"blocks.{network.config.num_layers - 1}.*")
+    source = Source([task], system=flags.system, threshold=1.0, seed=flags.seed)
     batches = progress(
         model.sample(
-            Source([task], system=flags.system, threshold=1.0, seed=flags.seed),
+            Fitting(source, chat, network.config.max_positions - flags.max_new_tokens),
             chat,
             Engine(network, chat, num_slots=flags.num_slots),
             Limits(flags.max_new_tokens, flags.temperature, seed=derive(flags.seed, "lab")),

@@ -5,7 +5,7 @@ An episode is one step of a Gymnasium environment: messages are the observation,
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import gymnasium
 import torch
@@ -27,10 +27,43 @@ class Start(NamedTuple):
 
 
 class Experience(NamedTuple):
-    """Everything that was sampled, and which rows of it to learn from (int64 `[N]`)."""
+    """Everything that was sampled, and which rows of it (int64 `[N]`) are what."""
 
     sampled: Trajectories
     chosen: Tensor
+    """To learn from. Which groups these are depends on their rewards."""
+    first: Tensor
+    """Of the starts that were drawn before any reward was known: what they say of the policy is unbiased."""
+
+
+MOST_TOO_LONG = 100
+"""Starts in a row whose prompt may be too long."""
+
+
+class Fitting:
+    """Those of `starts` whose prompt has at most `longest` tokens. It counts the others in `dropped`."""
+
+    def __init__(self, starts: Iterator[Start], chat: Chat, longest: int) -> None:
+        self.starts, self.chat, self.longest = starts, chat, longest
+        self.dropped = 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Start:
+        """Return the next start that fits. TaskError after `MOST_TOO_LONG` in a row that do not."""
+        length = 0
+        for _ in range(MOST_TOO_LONG):
+            start = next(self.starts)
+            length = len(self.chat.encode(start.make().reset(seed=start.seed)[0]))
+            if length <= self.longest:
+                return start
+            self.dropped += 1
+        raise TaskError(
+            f"draw a question: found {MOST_TOO_LONG} in a row that are too long, the last one with {length} "
+            f"tokens of prompt. Beside a completion the model's context holds {self.longest}. Shorten the "
+            "questions or the system prompt, lower max_new_tokens, or use a model with a longer context."
+        )
 
 
 def collect(
@@ -50,9 +83,9 @@ def collect(
     `silent` (rewards `[B]`, group `[B]`) → bool `[B]` says which groups carry no gradient; ValueError where
     it tells members of one group apart. Up to `max_replacements` further starts are tried, so that the chosen
     batch has `num_prompts` groups that do; when they run out, silent groups fill it up. Groups are chosen
-    whole. Which ones depends on their rewards: the mean reward is that of `sampled`, not of the chosen rows.
-    Each round of replacements samples with the next seed, so that a start that comes again is answered anew.
-    `starts` must not run out.
+    whole. Which ones depends on their rewards, and so does how many are sampled: the mean reward is that of
+    the `first` rows, not of the chosen ones nor of all. Each round of replacements samples with the next
+    seed, so that a start that comes again is answered anew. `starts` must not run out.
     """
     batches: list[Trajectories] = []
     loud: list[int] = []  # numbers of groups
@@ -70,7 +103,7 @@ def collect(
         left -= wanted
     chosen = torch.tensor((loud + quiet)[:num_prompts])
     rows = chosen[:, None] * group_size + torch.arange(group_size)
-    return Experience(join(batches), rows.flatten())
+    return Experience(join(batches), rows.flatten(), torch.arange(num_prompts * group_size))
 
 
 def _whole(dead: Tensor, group_size: int) -> list[bool]:

@@ -522,7 +522,10 @@ def test_metrics_agree_with_the_rollouts(straight: Path) -> None:
     for line in lines(straight)[1:]:
         table = parquet.read_table(straight / f"rollouts/step_{line['step']:06d}.parquet")
         rewards = table["reward"].to_pylist()
-        assert line["reward"] == pytest.approx(sum(rewards) / len(rewards))
+        assert line["reward"] == pytest.approx(sum(rewards[:8]) / 8)
+        assert line["sampled/reward"] == pytest.approx(sum(rewards) / len(rewards))
+        logp = [x for row in table["logp"].to_pylist()[:8] for x in row]
+        assert line["entropy"] == pytest.approx(-sum(logp) / len(logp), rel=1e-5)
         chosen = [adv for adv in table["adv"].to_pylist() if adv is not None]
         assert len(chosen) == 8
         assert len(rewards) == 8 + 4 * line["num_replaced"]

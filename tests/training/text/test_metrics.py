@@ -1,21 +1,30 @@
 """Metrics are those of what was sampled, by group, under TRL's names."""
 
+import random
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
 import pytest
 import torch
 
-from gradhat.rollouts.engine import Completion
-from gradhat.rollouts.episodes import Experience, pack
+from gradhat.estimators.group import silent
+from gradhat.rollouts.engine import Completion, Limits
+from gradhat.rollouts.episodes import Experience, Start, collect, pack
 from gradhat.training.text import metrics
 from gradhat.trajectories import Record, Verdict
 
 
 def experience() -> Experience:
-    """Three prompts of two samples: rewards (1, 0), (0, 0), (1, 1). The first group is learned from."""
+    """Three prompts of two samples: rewards (1, 0), (0, 0), (1, 1). The first group is learned from.
+
+    The first two are drawn first, the third in the place of the silent one.
+    """
     rewards, lengths = [1.0, 0.0, 0.0, 0.0, 1.0, 1.0], [1, 2, 3, 4, 2, 4]
     stops = ["end", "end", "end", "length", "string", "length"]
     sampled = pack(
         [(1, 2, 3)] * 6,
-        [Completion((7,) * n, (-1.0,) * n, stop, "") for n, stop in zip(lengths, stops, strict=True)],
+        [Completion((7,) * n, (-1.0 * n,) * n, stop, "") for n, stop in zip(lengths, stops, strict=True)],
         [
             Record("", "", Verdict(reward, {"right": reward} | ({"brief": 0.5} if i < 2 else {}), ""), stop)
             for i, (reward, stop) in enumerate(zip(rewards, stops, strict=True))
@@ -23,39 +32,95 @@ def experience() -> Experience:
         torch.tensor([0, 0, 1, 1, 2, 2]),
         version=0,
     )
-    return Experience(sampled, torch.tensor([0, 1]))
+    return Experience(sampled, torch.tensor([0, 1]), torch.arange(4))
 
 
-def test_the_numbers_of_a_step() -> None:
-    values = metrics.of_experience(experience(), num_prompts=1)
-    assert values["reward"] == pytest.approx(
-        0.5
-    )  # of all that was sampled; chosen groups alone are drawn to the middle
-    assert values["reward_std"] == pytest.approx((0.5**0.5) / 3)  # mean over groups of the sample deviation
-    assert values["frac_reward_zero_std"] == pytest.approx(2 / 3)
-    assert values["num_replaced"] == 2
-    assert values["completions/mean_length"] == pytest.approx(16 / 6)
+def test_the_numbers_of_a_step_are_those_of_the_first_draw() -> None:
+    values = metrics.of_experience(experience())
+    assert values["reward"] == pytest.approx(1 / 4)
+    assert values["sampled/reward"] == pytest.approx(1 / 2)
+    assert values["reward_std"] == pytest.approx((0.5**0.5) / 2)  # mean over groups of the sample deviation
+    assert values["frac_reward_zero_std"] == pytest.approx(1 / 2)
+    assert values["num_replaced"] == 1
+    assert values["completions/mean_length"] == pytest.approx(10 / 4)
     assert (values["completions/min_length"], values["completions/max_length"]) == (1, 4)
-    assert values["completions/clipped_ratio"] == pytest.approx(2 / 6)
-    assert values["rewards/right/mean"] == pytest.approx(0.5)
+    assert values["completions/clipped_ratio"] == pytest.approx(1 / 4)
+    assert values["rewards/right/mean"] == pytest.approx(1 / 4)
     assert values["rewards/brief/mean"] == pytest.approx(0.5)
+    assert values["entropy"] == pytest.approx((1 + 2 * 2 + 3 * 3 + 4 * 4) / 10)
+
+
+class Coins:
+    """A world of prompts whose answers are right with a chance of p, whatever is said."""
+
+    def __init__(self, p: float) -> None:
+        self.p, self.draw = p, random.Random(0)
+
+    def reset(self, seed: int) -> tuple[list[dict[str, str]], dict[str, Any]]:
+        return [{"role": "user", "content": str(seed)}], {}
+
+    def step(self, _answer: str) -> Any:
+        verdict = Verdict(float(self.draw.random() < self.p), {}, "")
+        return [], verdict.reward, True, False, {"verdict": verdict}
+
+    def encode(self, messages: list[dict[str, str]]) -> list[int]:
+        return [1, int(messages[0]["content"])]
+
+    def sample(self, prompts: Sequence[Sequence[int]], n: int, limits: Limits) -> list[list[Completion]]:
+        return [[Completion((7,), (-1.0,), "end", "")] * n for _ in prompts]
+
+
+def test_the_mean_reward_is_not_drawn_to_the_middle_by_replacements() -> None:
+    """Of what was sampled until one group differs, the mean is a quotient with a random denominator.
+
+    Two samples of one prompt, p = 1/4: a group differs with 3/8 and then pays 1/2, else 1/10 on average. With
+    K silent ones before it the mean is (1/2 + K/10) / (1 + K): 0.3 and more, not 1/4.
+    """
+    world: Any = Coins(0.25)
+    steps = [
+        metrics.of_experience(
+            collect(
+                (Start(lambda: world, seed) for seed in count()),
+                world,
+                world,
+                Limits(1),
+                num_prompts=1,
+                group_size=2,
+                version=0,
+                silent=silent,
+                max_replacements=1000,
+            )
+        )
+        for _ in range(600)
+    ]
+    quotient = sum((5 / 8) ** k * (3 / 8) * (0.5 + 0.1 * k) / (1 + k) for k in range(100))
+    error = 3 * (0.25 * 0.75 / 2 / len(steps)) ** 0.5
+    unbiased, biased = (sum(step[key] for step in steps) / len(steps) for key in ("reward", "sampled/reward"))
+    assert abs(unbiased - 0.25) < error
+    assert abs(biased - quotient) < error
+    assert quotient - 0.25 > 2 * error
 
 
 def test_the_interval_is_between_prompts_not_between_samples() -> None:
     # Prompt means 0.5, 0, 1: deviation 0.5, t(2) = 4.303. Six samples taken for independent give 0.575.
-    values = metrics.of_experience(experience(), num_prompts=1)
+    values = metrics.of_experience(experience()._replace(first=torch.arange(6)))
     assert values["reward_high"] - 0.5 == pytest.approx(4.303 * 0.5 / 3**0.5, rel=1e-3)
     assert values["reward_low"] - 0.5 == pytest.approx(-4.303 * 0.5 / 3**0.5, rel=1e-3)
 
 
 def test_one_prompt_has_no_interval() -> None:
     whole = experience()
-    one = Experience(whole.sampled.select([0, 1]), torch.tensor([0, 1]))
-    assert "reward_low" not in metrics.of_experience(one, num_prompts=1)
+    one = whole._replace(first=torch.arange(2))
+    assert "reward_low" not in metrics.of_experience(one)
 
 
-def test_success_is_counted_for_each_prompt() -> None:
-    assert metrics.success_rates(experience().sampled) == [0.5, 0.0, 1.0]
+def test_success_is_counted_for_each_prompt_of_the_first_draw() -> None:
+    """Not of the chosen batch, and not of what replaced silent groups: both are never all right or wrong."""
+    assert metrics.success_rates(experience()) == [0.5, 0.0]
+
+
+def test_the_entropy_of_an_update_is_that_of_the_rows_it_computes() -> None:
+    assert metrics.of_update({"entropy": 1.5, "skipped": 0.0}) == {"trained/entropy": 1.5, "skipped": 0.0}
 
 
 def test_tokens_count_the_prompt_of_every_completion() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradhat.envs.text.task import Question, Task, judge
+from gradhat.errors import TaskError
 from gradhat.intervals import Interval, Z
 from gradhat.policies.language.chat import Chat
 from gradhat.rollouts.engine import Limits, Sampler
@@ -41,6 +42,30 @@ class Measurement:
         return sum(pass_at_k(n, c, k) for c in self.solved()) / len(self.records)
 
 
+def prompt_of(question: Question, chat: Chat, system: str) -> list[int]:
+    """Return the tokens that ask `question`, after the system prompt if there is one."""
+    opening = [{"role": "system", "content": system}] if system else []
+    return chat.encode([*opening, {"role": "user", "content": question.text}])
+
+
+def fitting(
+    questions: Sequence[Question], chat: Chat, *, system: str, max_new_tokens: int, context: int
+) -> list[Question]:
+    """Return the questions whose prompt and completion fit into a context of `context` tokens.
+
+    TaskError when none does.
+    """
+    lengths = [len(prompt_of(question, chat, system)) for question in questions]
+    found = [q for q, length in zip(questions, lengths, strict=True) if length + max_new_tokens <= context]
+    if not found:
+        raise TaskError(
+            f"ask {len(questions)} held-out questions: found prompts of {min(lengths)} tokens and more, and "
+            f"max_new_tokens={max_new_tokens}; the model's context holds {context}. Shorten the questions or "
+            "the system prompt, lower max_new_tokens, or use a model with a longer context."
+        )
+    return found
+
+
 def measure(
     task: Task,
     questions: Sequence[Question],
@@ -52,8 +77,7 @@ def measure(
     num_samples: int,
 ) -> Measurement:
     """Sample `num_samples` completions of each question and let the task judge them."""
-    opening = [{"role": "system", "content": system}] if system else []
-    prompts = [chat.encode([*opening, {"role": "user", "content": q.text}]) for q in questions]
+    prompts = [prompt_of(question, chat, system) for question in questions]
     answers = sampler.sample(prompts, num_samples, limits)
     return Measurement(
         [

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 
 from gradhat.estimators.group import silent
 from gradhat.intervals import mean_interval
@@ -31,35 +32,47 @@ class Clock:
         return {"step_time": sum(self._laps.values()), "tokens_per_second": num_tokens / learning, **parts}
 
 
-def of_experience(experience: Experience, num_prompts: int) -> dict[str, float]:
+def of_experience(experience: Experience) -> dict[str, float]:
     """Return the metrics of one step's samples.
 
-    Rewards, lengths and silence are those of everything that was sampled. The batch that is learned from is
-    chosen by its rewards, so its mean would say less. Groups have one size.
+    Rewards, lengths, silence and entropy are those of the first draw. Prompts are drawn until enough groups
+    differ, so over everything sampled the mean reward is a quotient that is drawn to the middle, and in the
+    chosen batch it is a choice: only the first draw is fixed before any reward is known. Groups have one
+    size.
     """
-    sampled = experience.sampled
-    returns, rewards = sampled.returns(), _by_group(sampled)
-    means = [sum(group) / len(group) for group in rewards]
-    interval = mean_interval(means)
-    lengths = [int(n) for n in sampled.mask.sum(-1)]
+    sampled, first = experience.sampled, experience.sampled.select(experience.first)
+    rewards = _by_group(first)
+    interval = mean_interval([sum(group) / len(group) for group in rewards])
+    lengths = [int(n) for n in first.mask.sum(-1)]
     metrics = {
         "reward": interval.mean,
         "reward_std": sum(map(_deviation, rewards)) / len(rewards),
-        "frac_reward_zero_std": float(silent(returns, sampled.group).float().mean()),
-        "num_replaced": float(len(rewards) - num_prompts),
+        "frac_reward_zero_std": float(silent(first.returns(), first.group).float().mean()),
+        "sampled/reward": float(sampled.returns().mean()),
+        "num_replaced": float(len(_by_group(sampled)) - len(rewards)),
         "completions/mean_length": sum(lengths) / len(lengths),
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
-        "completions/clipped_ratio": sum(r.stop == "length" for r in sampled.records) / len(sampled),
+        "completions/clipped_ratio": sum(r.stop == "length" for r in first.records) / len(first),
+        "entropy": -float(first.logp[first.mask].mean()),
     }
     if math.isfinite(interval.low):
         metrics |= {"reward_low": interval.low, "reward_high": interval.high}
-    return metrics | _parts(sampled)
+    return metrics | _parts(first)
 
 
-def success_rates(sampled: Trajectories) -> list[float]:
-    """Return the share of completions that solve each prompt, in the order of sampling."""
-    return [sum(reward >= SOLVED for reward in group) / len(group) for group in _by_group(sampled)]
+def of_update(learned: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of an algorithm's update, named for what they are in a run of text.
+
+    It computes only the rows that carry a gradient, and its entropy is theirs.
+    """
+    return {"trained/entropy" if key == "entropy" else key: value for key, value in learned.items()}
+
+
+def success_rates(experience: Experience) -> list[float]:
+    """Return the share of completions that solve each prompt of the first draw, in the order of drawing."""
+    first = experience.sampled.select(experience.first)
+    return [sum(reward >= SOLVED for reward in group) / len(group) for group in _by_group(first)]
 
 
 def num_tokens(sampled: Trajectories) -> int:

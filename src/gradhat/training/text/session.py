@@ -15,7 +15,7 @@ from gradhat.errors import RunError, TaskError
 from gradhat.policies.language import weights
 from gradhat.policies.language.chat import Chat
 from gradhat.rollouts.engine import Engine, Limits
-from gradhat.rollouts.episodes import Experience, collect
+from gradhat.rollouts.episodes import Experience, Fitting, collect
 from gradhat.training.checkpoint import Checkpoint
 from gradhat.training.log import Log, progress_line
 from gradhat.training.memory import keep_freed_memory
@@ -24,7 +24,7 @@ from gradhat.training.run_folder import RunFolder
 from gradhat.training.seed import derive
 from gradhat.training.text import metrics, model_checkpoint
 from gradhat.training.text.config import TrainConfig
-from gradhat.training.text.evaluate import Interval, Measurement, measure
+from gradhat.training.text.evaluate import Interval, Measurement, fitting, measure
 from gradhat.training.text.learner import make_learner
 from gradhat.training.text.model import compute_dtype, set_threads
 from gradhat.training.text.rollouts import write_rollouts
@@ -41,7 +41,9 @@ class Session:
     """The model folder the run started from, whose tokenizer goes into every checkpoint."""
     task: Task
     held_out: list[Question]
-    """Every held-out question, up to `final_questions`."""
+    """Every held-out question that fits into the context, up to `final_questions`."""
+    num_left_out: int
+    """Held-out questions that do not fit."""
     chat: Chat
     engine: Engine
     optimizer: MasterAdamW
@@ -103,6 +105,7 @@ class Session:
         return (
             f"model  {config.model}: {size / 1e6:.0f}M parameters in {dtype}\n"
             f"task   {config.task}: {len(self.held_out)} questions held out"
+            + (f", {self.num_left_out} more left out: too long for the context" if self.num_left_out else "")
         )
 
     def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> str:
@@ -119,13 +122,13 @@ class Session:
         self.began = self.cursor(), self.optimizer.moves
         self.step += 1
         self.optimizer.lr = config.lr * min(1.0, self.step / max(1, config.lr_warmup_steps))
-        experience = _sample(self)
+        experience, num_too_long = _sample(self)
         clock.lap("sample")
-        batch, values = self.learner.learn(experience.sampled.select(experience.chosen))
+        batch, learned = self.learner.learn(experience.sampled.select(experience.chosen))
         clock.lap("update")
-        values |= metrics.of_experience(experience, config.num_prompts)
-        values |= _count(self, experience.sampled, values)
-        if self.source.observe(metrics.success_rates(experience.sampled)):
+        values = metrics.of_update(learned) | metrics.of_experience(experience)
+        values |= {"num_too_long": float(num_too_long)} | _count(self, experience.sampled, learned)
+        if self.source.observe(metrics.success_rates(experience)):
             log.say(f"level {self.source.level + 1} of {len(self.source.levels)} opens")
         self.whole = self.step
         write_rollouts(run, self.step, experience.sampled, experience.chosen, batch.adv)
@@ -197,6 +200,13 @@ def prepare(config: TrainConfig) -> Session:
     model = weights.resolve(config.model)
     chat = Chat.read(model)
     network = weights.load(model, compute_dtype(config.dtype))
+    fit = fitting(
+        held_out,
+        chat,
+        system=config.system,
+        max_new_tokens=config.max_new_tokens,
+        context=network.config.max_positions,
+    )
     optimizer = MasterAdamW(
         network,
         lr=config.lr,
@@ -208,7 +218,8 @@ def prepare(config: TrainConfig) -> Session:
         config=config,
         model=model,
         task=levels[-1],
-        held_out=held_out,
+        held_out=fit,
+        num_left_out=len(held_out) - len(fit),
         chat=chat,
         engine=Engine(network, chat, num_slots=config.num_slots),
         optimizer=optimizer,
@@ -217,11 +228,13 @@ def prepare(config: TrainConfig) -> Session:
     )
 
 
-def _sample(session: Session) -> Experience:
-    """Sample the experience of the present step with the present weights."""
+def _sample(session: Session) -> tuple[Experience, int]:
+    """Sample the experience of the present step with the present weights; count starts that are too long."""
     config = session.config
-    return collect(
-        session.source,
+    room = session.engine.model.config.max_positions - config.max_new_tokens
+    starts = Fitting(session.source, session.chat, room)
+    experience = collect(
+        starts,
         session.chat,
         session.engine,
         Limits(config.max_new_tokens, config.temperature, seed=derive(config.seed, "sample", session.step)),
@@ -231,6 +244,7 @@ def _sample(session: Session) -> Experience:
         silent=session.learner.silent,
         max_replacements=config.max_replacements if config.replace_silent else 0,
     )
+    return experience, starts.dropped
 
 
 def _count(session: Session, sampled: Trajectories, learned: dict[str, float]) -> dict[str, float]:

@@ -41,10 +41,11 @@ class Source:
         return Start(make, derive(self.seed, "question", self.drawn))
 
     def observe(self, rates: Sequence[float]) -> bool:
-        """Take in the success rate of each prompt of a step, silent ones included. Returns whether a level
-        opens.
+        """Take in the success rate of each prompt of a step's first draw, silent ones included. Returns
+        whether a level opens.
 
-        Silent prompts are all right or all wrong: without them the rate would be drawn towards the middle.
+        Silent prompts are all right or all wrong: without them the rate would be drawn towards the middle. So
+        it would with those drawn in their place, of which the last one is never silent.
         """
         for rate in rates:
             self.seen += 1

@@ -1,0 +1,131 @@
+"""What a run draws, counts and measures, through `prepare`."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+
+from gradhat.errors import TaskError
+from gradhat.rollouts.engine import Engine, Limits
+from gradhat.training.loop import train
+from gradhat.training.run_folder import RunFolder
+from gradhat.training.text.config import TrainConfig, to_json
+from gradhat.training.text.session import prepare
+
+Start = Callable[..., tuple[Path, list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def start(config: TrainConfig, tmp_path: Path) -> Start:
+    """Run a changed config; return its folder and its metrics."""
+
+    def started(**changes: Any) -> tuple[Path, list[dict[str, Any]]]:
+        changed = replace(config, **changes)
+        session = prepare(changed)
+        path = tmp_path / "run"
+        with RunFolder.create(path, to_json(changed)) as run:
+            assert train(run, session) == 0
+        return path, [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+    return started
+
+
+def task(folder: Path, question: str, score: str = "letter(completion)") -> str:
+    """Return a task of two expressions: its question to `seed`, and the score of a completion of `q`.
+
+    A letter from a to m is in half of all random answers.
+    """
+    file = folder / "asked.py"
+    file.write_text(
+        "import random\n"
+        "from gradhat.envs.text.task import Question\n"
+        "class Asked:\n"
+        f"    def question(self, seed): return Question({question}, 'a')\n"
+        f"    def score(self, q, completion): return float({score})\n"
+        "def letter(completion): return any(c in 'abcdefghijklm' for c in completion)\n"
+    )
+    return f"{file}:Asked"
+
+
+def test_questions_that_are_too_long_for_the_context_are_passed_over_and_counted(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A third of them, in training and among those that are held out. The context holds 512 bytes."""
+    mine = task(tmp_path, "f'Say {seed} ' + 500 * '.' * (random.Random(seed).random() < 1 / 3)")
+    path, lines = start(task=mine, final_questions=30)
+    out = capsys.readouterr().out
+    left_out = 30 - json.loads((path / "summary.json").read_text())["questions"]
+    assert 3 < left_out < 20
+    assert f"{30 - left_out} questions held out, {left_out} more left out: too long for the context" in out
+    passed_over = sum(line["num_too_long"] for line in lines[1:])
+    drawn = sum(2 + line["num_replaced"] for line in lines[1:])
+    assert 0.15 < passed_over / (passed_over + drawn) < 0.55
+    for file in (path / "rollouts").iterdir():
+        prompts = parquet.read_table(file)["prompt_tokens"].to_pylist()
+        assert max(map(len, prompts)) + 8 <= 512
+
+
+def test_a_stream_of_questions_that_are_all_too_long_is_an_error(
+    start: Start, tmp_path: Path, letters_task: str
+) -> None:
+    long = task(tmp_path, "f'Say {seed} ' + 500 * '.'")
+    with pytest.raises(TaskError, match=r"100 in a row that are too long.*context holds 504"):
+        start(curriculum=(long,))
+    with pytest.raises(TaskError, match=r"held-out questions: found prompts of 5\d\d .*holds 512"):
+        start(task=long)
+
+
+def test_a_run_says_that_no_question_was_too_long(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    _, lines = start(num_steps=1)
+    assert lines[1]["num_too_long"] == 0
+    assert "too long" not in capsys.readouterr().out
+
+
+def test_the_curriculum_follows_the_first_draw(start: Start, tmp_path: Path, letters_task: str) -> None:
+    """Most prompts are solved whatever is said, so their groups are silent and never in the chosen batch,
+    half of whose answers are right. The task as a whole is solved to 0.8.
+    """
+    easy = task(
+        tmp_path,
+        "f'Say {seed}'",
+        "float(completion != '' and (random.Random(q.text).random() < 0.75 or letter(completion)))",
+    )
+    _, lines = start(
+        curriculum=(easy,), curriculum_threshold=0.7, num_prompts=4, num_steps=9, max_replacements=50
+    )
+    assert [line["curriculum/level"] for line in lines[1:]] == [0] * 8 + [1]
+    assert sum(line["num_replaced"] for line in lines[1:9]) > 20
+
+
+def test_held_out_questions_and_their_judge_are_those_of_the_last_level(
+    config: TrainConfig, tmp_path: Path, letters_task: str
+) -> None:
+    last = task(tmp_path, "f'Tell {seed}'")
+    session = prepare(replace(config, curriculum=(letters_task,), task=last))
+    assert {question.text.split()[0] for question in session.held_out} == {"Tell"}
+    assert session.task is session.source.levels[-1] is not session.source.levels[0]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.6])
+def test_sampler_and_trainer_agree_at_any_temperature(start: Start, temperature: float) -> None:
+    _, lines = start(temperature=temperature, num_steps=2, algorithm="grpo", kl_coef=0.1)
+    assert max(line["sampling/sampling_logp_difference/max"] for line in lines[1:]) < 1e-4
+    assert abs(lines[1]["kl"]) < 1e-5
+
+
+def test_the_last_measurement_is_sampled_and_greedy(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, float, int]] = []
+    sample = Engine.sample
+
+    def listening(self: Engine, prompts: Sequence[Sequence[int]], n: int, limits: Limits) -> Any:
+        asked.append((len(prompts), limits.temperature, n))
+        return sample(self, prompts, n, limits)
+
+    monkeypatch.setattr(Engine, "sample", listening)
+    start(temperature=3.0, num_steps=1)
+    assert asked[0] == (6, 3.0, 2)
+    assert asked[-2:] == [(6, 3.0, 2), (6, 0.0, 1)]
