@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ COPIED = ("README.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "benchm
 GOLDEN = ("algorithms", "training", "rollouts", "policies")
 """Rooms whose bugs the golden runs are meant to notice."""
 ONLY_TEXT = r"""^\s*[rf]*["'].*["'][\s,)]*$"""
+SPINNER = re.compile(r"^[⠀-⣿] ")
 KILLED = {"killed", "timeout", "segfault", "suspicious"}
 """A bug that hangs a test or ends its process was noticed too."""
 
@@ -47,13 +49,15 @@ def main() -> int:
         planted = [name for file in files for name in names(place, file)]
         chosen = random.Random(asked.seed).sample(planted, max(1, round(asked.share * len(planted))))
         print(f"{len(planted)} bugs, {len(chosen)} of them tried")
-        run(place, "run", "--max-children", str(asked.children), *chosen, quiet=True)
+        run(place, "run", "--max-children", str(asked.children), *chosen)
         verdicts = dict(re.findall(r"^ +(\S+): (.+)$", run(place, "results", "--all", "true"), re.M))
         survived = sorted(name for name in chosen if verdicts.get(name) not in KILLED)
         for name in survived:
             print(f"\n{verdicts.get(name)}\n{run(place, 'show', name).strip()}")
     share = 1 - len(survived) / len(chosen)
-    print(f"\n{len(chosen) - len(survived)} of {len(chosen)} noticed: {share:.2f}")
+    tally = Counter(verdicts.get(name, "not tried") for name in chosen)
+    print(f"\n{', '.join(f'{count} {verdict}' for verdict, count in tally.most_common())}")
+    print(f"{len(chosen) - len(survived)} of {len(chosen)} noticed: {share:.2f}")
     return 0 if share >= asked.wanted else 1
 
 
@@ -107,15 +111,18 @@ for name in mutate_file_contents(str(file), file.read_text()).mutant_names:
     return subprocess.run(program, cwd=place, capture_output=True, text=True, check=True).stdout.split()
 
 
-def run(place: Path, *words: str, quiet: bool = False) -> str:
-    """Run mutmut in `place` and return what it prints."""
+def run(place: Path, *words: str) -> str:
+    """Run mutmut in `place` and return what it prints. Ends the program where mutmut cannot go on."""
     program = [str(Path(sys.executable).with_name("mutmut")), *words]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
-        "OMP_NUM_THREADS": "1"
-    }
+    # A test that starts a Python of its own must meet the same bugs there.
+    environment = os.environ | {"PYTHONPATH": str(place / "mutants" / "src"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(program, cwd=place, capture_output=True, text=True, env=environment)
-    if quiet and done.returncode:
-        print(done.stdout[-3000:], done.stderr[-3000:])
+    if done.returncode:
+        # Its spinner writes thousands of lines that end without a line feed.
+        said = [line for line in re.split(r"[\r\n]", done.stdout) if line.strip() and not SPINNER.match(line)]
+        sys.exit(
+            "\n".join([*said[-40:], done.stderr[-2000:], f"mutmut {words[0]}: exit code {done.returncode}"])
+        )
     return done.stdout
 
 
