@@ -26,6 +26,8 @@ COPIED = ("README.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "benchm
 GOLDEN = ("algorithms", "training", "rollouts", "policies")
 """Rooms whose bugs the golden runs are meant to notice."""
 ONLY_TEXT = r"""^\s*[rf]*["'].*["'][\s,)]*$"""
+CHOSEN = ("-o", "addopts=", "-m", "not slow and not learning and not gpu")
+"""The tests of `make test`, without the check of shapes: it wants to see the maths imported once only."""
 SPINNER = re.compile(r"^[⠀-⣿] ")
 KILLED = {"killed", "timeout", "segfault", "suspicious"}
 """A bug that hangs a test or ends its process was noticed too."""
@@ -83,7 +85,7 @@ def copy(place: Path, files: list[Path], tests: list[str]) -> Path:
         "only_mutate": [str(file) for file in files],
         "do_not_mutate_patterns": [ONLY_TEXT],
         "also_copy": list(COPIED),
-        "pytest_add_cli_args": ["-p", "no:cacheprovider", "-x", "-o", "filterwarnings=default"],
+        "pytest_add_cli_args": ["-p", "no:cacheprovider", "-x", "-o", "filterwarnings=default", *CHOSEN],
         "pytest_add_cli_args_test_selection": tests,
         "process_isolation": "forkserver",
         "use_git_change_detection": False,
