@@ -234,6 +234,8 @@ def test_a_world_of_tables_says_where_it_moves_by_itself(mode: str) -> None:
         ("LunarLander-v2", "Did you mean LunarLander-v3"),
         ("zzzz/Nothing-v7", "Use one of gymnasium.registry"),
         ("no_such_module:Thing-v0", "importing no_such_module fails"),
+        (":Thing-v0", "no such id"),
+        ("..:Thing-v0", "importing .. raises TypeError"),
     ],
 )
 def test_an_unknown_environment_is_told_the_nearest(env: str, found: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from reading import ROOT, imports
 
-NOUNS = frozenset({"trajectories", "errors"})
+NOUNS = frozenset({"trajectories", "errors", "verdicts", "importing"})
 MATHS = frozenset({"exact", "estimators", "losses"})
 FLOOR_0 = NOUNS | MATHS | {"shapes", "streams", "intervals", "viewer"}
 FLOOR_1 = frozenset({"policies", "envs"})
@@ -18,6 +18,8 @@ FLOOR_4 = frozenset({"scale", "recipes"})
 DOORS: dict[str, frozenset[str]] = {
     "trajectories": NOUNS,
     "errors": NOUNS,
+    "verdicts": NOUNS,
+    "importing": frozenset(),
     "shapes": frozenset(),
     "streams": frozenset(),
     "intervals": frozenset(),

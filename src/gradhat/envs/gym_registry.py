@@ -4,33 +4,31 @@ import difflib
 import importlib
 import warnings
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
 from gradhat.errors import ConfigError, GradhatError, TaskError
+from gradhat.importing import beside
 
 EXTRAS = ("box2d", "mujoco")
 """Parts of Gymnasium that need a package of their own, and the extras of gradhat that bring it."""
 
 
 def registered(env_id: str) -> EnvSpec:
-    """Return what Gymnasium knows of `env_id`. "module:Env-v0" imports the module first.
+    """Return what Gymnasium knows of `env_id`. "module:Env-v0" imports the module first, from the present
+    folder or from where Python finds it.
 
-    ConfigError for an unknown id, with the nearest ones.
+    ConfigError for an unknown id, with the nearest ones, and for a module that does not import.
     """
     module, _, name = env_id.rpartition(":")
+    if module:
+        _import(env_id, module)
     try:
-        if module:
-            importlib.import_module(module)
         return gymnasium.spec(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"environment {env_id!r}: found that importing {module} fails with {error}. Install it, or put "
-            "its folder on PYTHONPATH."
-        ) from error
     except gymnasium.error.Error as error:
         raise ConfigError(
             f"environment {env_id!r}: found no such id in Gymnasium. {_advice(name)}"
@@ -46,7 +44,9 @@ def making(env_id: str, spec: EnvSpec, kwargs: Mapping[str, Any]) -> Generator[N
         with warnings.catch_warnings():
             # Box2D's bindings crash the whole process where this warning, of their import, is an error.
             warnings.filterwarnings("ignore", "builtin type .* has no __module__", DeprecationWarning)
-            yield
+            # A module of one's own may name, as its entry point, another one beside it.
+            with beside(Path.cwd()) if ":" in env_id else nullcontext():
+                yield
     except GradhatError:
         raise
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
@@ -59,6 +59,22 @@ def making(env_id: str, spec: EnvSpec, kwargs: Mapping[str, Any]) -> Generator[N
         raise TaskError(
             f"{what}: found {type(error).__name__} while it was made: {error}. Repair the environment or its "
             "arguments."
+        ) from error
+
+
+def _import(env_id: str, module: str) -> None:
+    try:
+        with beside(Path.cwd()):
+            importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"environment {env_id!r}: found that importing {module} fails with {error}. Install it, run "
+            "gradhat in its folder, or put that folder on PYTHONPATH."
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"environment {env_id!r}: found that importing {module} raises {type(error).__name__}: {error}. "
+            "Repair the module, or name another one."
         ) from error
 
 

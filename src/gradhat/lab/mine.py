@@ -8,9 +8,7 @@ trajectories. What it returns says what it is:
     a scalar      a loss that depends on `logp`          ĝ = −∇ loss
 """
 
-import importlib.util
 import inspect
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +22,7 @@ from gradhat.errors import EstimatorError
 from gradhat.exact.choices import TUPLES
 from gradhat.exact.enumerate import Batch, Draws, Outcomes
 from gradhat.exact.moments import Weights, one_by_one
+from gradhat.importing import load_file
 from gradhat.lab.bias import bias
 from gradhat.lab.microscope import Specimen, World, some_draws
 from gradhat.lab.report import Report
@@ -65,14 +64,9 @@ def load(spec: str) -> Own:
         raise EstimatorError(f"estimator {spec!r}: asked for a function in a file. Write FILE.py:FUNCTION.")
     if not path.is_file():
         raise EstimatorError(f"estimator {spec}: there is no file {path}. Check the path.")
-    module_spec = importlib.util.spec_from_file_location(f"gradhat_estimator_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
-        module_spec.loader.exec_module(module)
+        module = load_file(path, f"gradhat_estimator_{path.stem}")
     except (Exception, SystemExit) as error:
-        del sys.modules[module.__name__]
         raise EstimatorError(
             f"estimator {spec}: importing {path} raised {_said(error, path)}. Mend it."
         ) from error

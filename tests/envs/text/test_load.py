@@ -1,5 +1,6 @@
 """From a name to a task: what is known loads, what is not says what is."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,17 @@ def test_arithmetic_takes_its_settings_by_name_and_type() -> None:
         ("arithmetic:digits=two", "digits='two': use int"),
         ("arithmetic:digits", "'digits' has no value. Write key=value"),
         ("arithmetic:digits=0", "1 <= min_digits <= digits"),
+        ("arithmetic:digits=99999999", "1 <= min_digits <= digits <= 40"),
+        ("arithmetic:digits=" + "9" * 5000, "use int"),
+        ("arithmetic:num_terms=1000000000", "at least 2 terms, and at most 40"),
+        ("arithmetic:digits=1,digits=2", "'digits' is given twice"),
+        ("reasoning_gym:gcd:value={1}", "value='{1}': found a value of a kind that no setting has"),
+        ("reasoning_gym:gcd:value=b'1'", "no setting has"),
+        ("reasoning_gym:gcd:value={(1, 2): 3}", "no setting has"),
+        ("a\x00b.py:MyTask", "there is no file a\x00b.py"),
+        ("a\ud800b.py:MyTask", "there is no file"),
+        ("a" * 5000 + ".py:MyTask", "there is no file"),
+        ("~nobody_of_this_name/my_task.py:MyTask", "there is no file ~nobody_of_this_name/my_task.py"),
         ("arithmetics", "Did you mean arithmetic? Use arithmetic[:key=value,...], reasoning_gym:NAME"),
         ("", "task '' is unknown. Use arithmetic"),
         ("gcd", "task 'gcd' is unknown. Use arithmetic"),
@@ -107,6 +119,20 @@ def test_a_class_that_does_not_fit_is_named(file: Path, name: str, message: str)
     assert message in str(caught.value)
 
 
+def test_home_is_home(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(file.parent))
+    assert load_task("~/my_task.py:MyTask").question(0).answer == "yes"
+
+
+def test_what_lies_beside_the_file_is_in_reach(file: Path) -> None:
+    (file.parent / "gradhat_test_words.py").write_text("WORD = 'no'")
+    source = MY_TASK.replace("from __future__ import annotations", "import gradhat_test_words")
+    file.write_text(source.replace('word: str = "yes"', "word: str = gradhat_test_words.WORD"))
+    before = list(sys.path)
+    assert load_task(f"{file}:MyTask").question(0).answer == "no"
+    assert sys.path == before
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"there is no file .*my_task\.py\. Check the path"):
         load_task(f"{tmp_path / 'my_task.py'}:MyTask")
@@ -115,7 +141,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "cause"),
     [
-        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        (
+            "import no_such_module",
+            "ModuleNotFoundError: No module named 'no_such_module'. Install it, or put it",
+        ),
         ("def broken(:", "SyntaxError"),
         ("raise SystemExit(0)", "SystemExit"),
     ],

@@ -344,7 +344,6 @@ def test_numbers_are_read_from_the_end_and_other_answers_get_an_instruction(
         (0.01, 0.0, "read 'b'"),
         (float("nan"), 0.0, "the scorer returned nan"),
         ({"error": "TypeError: no"}, 0.0, "the scorer raised TypeError: no"),
-        (WorkerLost("it died"), 0.0, "no verdict from the scorer: it died"),
     ],
 )
 def test_what_becomes_of_a_scorers_word(
@@ -358,6 +357,22 @@ def test_what_becomes_of_a_scorers_word(
     assert why in verdict.why
     if isinstance(value, float) and value == value:
         assert verdict.parts["score"] == value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (WorkerLost("it died"), "read 'b', expected 'a'; no verdict from the scorer: it died"),
+        ({"broken": "ImportError: no sympy"}, "the scorer does not work: ImportError: no sympy"),
+    ],
+)
+def test_a_scorer_that_is_gone_is_an_error_not_a_wrong_answer(
+    value: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, question = canned(monkeypatch, "zebra_puzzles", Canned("a", {}, value=value))
+    with pytest.raises(TaskError, match=rf"reasoning_gym:zebra_puzzles: .*{message}"):
+        judge(task, question, "b")
+    assert judge(task, question, "a").reward == 1.0  # what needs no scorer is judged without one
 
 
 def test_a_generator_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

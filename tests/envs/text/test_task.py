@@ -1,16 +1,18 @@
 """Splits that never mix, and a guard around code that a user wrote."""
 
+import asyncio
+import json
 import math
 import re
-import signal
-import threading
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from gradhat.envs.text.arithmetic import Arithmetic
 from gradhat.envs.text.task import Question, ask, check, draw, held_out, held_out_set, judge, key_of
@@ -100,16 +102,27 @@ def test_a_split_without_questions_is_an_error() -> None:
     assert [q.text for q in held_out_set(task, 5, 0)] == ([QUESTION.text] if empty == "train" else [])
 
 
-@pytest.mark.parametrize("value", [1, 0.5, True, -2.0, np.float32(0.5), np.int64(3)])
+@pytest.mark.parametrize("value", [1, True, -2.5, 2.5, np.float32(0.5), Decimal("0.5"), torch.tensor([0.5])])
 def test_a_number_becomes_a_verdict(value: Any) -> None:
     verdict = judge(Mine(lambda q, c: value), QUESTION, "yes")
     assert verdict == Verdict(float(value), {}, "")
     assert type(verdict.reward) is float
 
 
-def test_a_verdict_passes() -> None:
-    verdict = Verdict(0.5, {"style": 0.5}, "half")
-    assert judge(Mine(lambda q, c: verdict), QUESTION, "yes") == verdict
+def test_a_verdict_of_other_libraries_becomes_plain() -> None:
+    found = Verdict(torch.tensor(0.5), {np.str_("length"): np.int64(4)}, "half \ud800")  # type: ignore[arg-type]
+    verdict = judge(Mine(lambda q, c: found), QUESTION, "yes")
+    assert verdict == Verdict(0.5, {"length": 4.0}, "half ?")
+    assert json.dumps(verdict.parts) == '{"length": 4.0}'
+
+
+def test_a_score_may_be_a_coroutine() -> None:
+    async def score(question: Question, completion: str) -> float:
+        await asyncio.sleep(0.001)
+        return float(completion == question.answer)
+
+    assert judge(Mine(score), QUESTION, "yes").reward == 1.0
+    assert judge(Mine(score), QUESTION, "no").reward == 0.0
 
 
 @pytest.mark.parametrize(
@@ -118,18 +131,14 @@ def test_a_verdict_passes() -> None:
         None,
         "1",
         math.nan,
-        math.inf,
-        -math.inf,
         10**400,
+        10**5000,  # its repr is an error
         [1.0],
         (1.0, {}, "a tuple"),
-        1j,
-        Verdict(math.nan, {}, ""),
+        np.ones(2),
         Verdict("1", {}, ""),  # type: ignore[arg-type]
-        Verdict(1.0, {"style": math.nan}, ""),
-        Verdict(1.0, None, ""),  # type: ignore[arg-type]
-        Verdict(1.0, {}, None),  # type: ignore[arg-type]
     ],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_reward_is_named_with_task_question_and_completion(value: Any) -> None:
     with pytest.raises(TaskError) as caught:
@@ -137,6 +146,19 @@ def test_what_is_no_reward_is_named_with_task_question_and_completion(value: Any
     for part in ("task Mine", "'Say yes.'", "'my answer my", "finite number"):
         assert part in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (1e39, r"float32: at most 3\.4e\+38.*Scale"),
+        (Verdict(1.0, {"style": math.nan}, ""), "part 'style'"),
+        (Verdict(1.0, {("a", "b"): 1.0}, ""), "names of parts are text"),  # type: ignore[dict-item]
+    ],
+)
+def test_what_is_wrong_with_a_verdict_is_said(value: Any, message: str) -> None:
+    with pytest.raises(TaskError, match=rf"task Mine: score of 'yes'.*{message}"):
+        judge(Mine(lambda q, c: value), QUESTION, "yes")
 
 
 def test_a_score_that_raises_keeps_its_cause() -> None:
@@ -156,56 +178,27 @@ def test_a_score_that_exits_does_not_end_the_program() -> None:
         judge(Mine(score), QUESTION, "yes")
 
 
-def spin(*_: Any) -> float:
-    while True:
-        pass
-
-
 def sleep(*_: Any) -> float:
     time.sleep(30)
     return 1.0
 
 
-def swallow(*_: Any) -> float:
-    while True:
-        try:
-            time.sleep(30)
-        except Exception:
-            continue
-
-
-@pytest.mark.parametrize("hang", [spin, sleep, swallow])
-def test_a_task_that_hangs_is_stopped(hang: Callable[..., float]) -> None:
-    began = time.monotonic()
-    with pytest.raises(TaskError, match=r"Mine.*more than 0\.1 s"):
-        judge(Mine(hang), QUESTION, "yes", seconds=0.1)
+def test_a_task_that_hangs_is_stopped() -> None:
+    with pytest.raises(TaskError, match=r"Mine: score of 'yes'.*more than 0\.1 s"):
+        judge(Mine(sleep), QUESTION, "yes", seconds=0.1)
     with pytest.raises(TaskError, match=r"Mine: question\(seed=5\).*more than 0\.1 s"):
-        ask(Mine(question=hang), 5, seconds=0.1)
-    assert time.monotonic() - began < 5
+        ask(Mine(question=sleep), 5, seconds=0.1)
 
 
-def test_the_guard_leaves_no_alarm_and_keeps_the_one_it_found() -> None:
-    rang: list[int] = []
-    previous = signal.signal(signal.SIGALRM, lambda signum, frame: rang.append(signum))
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        judge(Mine(), QUESTION, "yes", seconds=0.05)
-        assert not rang
-        time.sleep(0.3)
-        assert rang == [signal.SIGALRM]
-        judge(Mine(), QUESTION, "yes", seconds=0.05)
-        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+def test_a_time_limit_that_was_swallowed_is_no_reward() -> None:
+    def score(question: Question, completion: str) -> float:
+        try:
+            return sleep()
+        except:  # noqa: E722
+            return 0.25
 
-
-def test_outside_the_main_thread_it_judges_without_a_limit() -> None:
-    verdicts: list[Verdict] = []
-    thread = threading.Thread(target=lambda: verdicts.append(judge(Mine(), QUESTION, "yes", seconds=0.01)))
-    thread.start()
-    thread.join()
-    assert [verdict.reward for verdict in verdicts] == [1.0]
+    with pytest.raises(TaskError, match=r"more than 0\.1 s"):
+        judge(Mine(score), QUESTION, "yes", seconds=0.1)
 
 
 @pytest.mark.parametrize(
@@ -229,17 +222,48 @@ def test_a_question_that_raises_is_an_error() -> None:
         ask(Mine(question=lambda seed: 1 // 0), 5)
 
 
-def test_a_good_task_passes_its_check() -> None:
-    check(Mine())
-    check(Mine(lambda q, c: 0.0, lambda seed: Question("Say anything.", "")))  # no gold, no claim about it
+def test_half_characters_of_a_question_are_replaced() -> None:
+    broken = Question("Say \ud800.", "\udfff", entry=3, key="k\ud800")
+    assert ask(Mine(question=lambda seed: broken), 5) == Question("Say ?.", "?", 3, "k?")
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (Mine(), "its own answers score 1, the empty completion scores 0"),
+        (
+            Mine(lambda q, c: 1.0 if c == q.answer else -1.0),
+            "its own answers score 1, the empty completion scores -1",
+        ),
+        (
+            Mine(lambda q, c: 2.5 * (c == q.answer)),
+            "its own answers score 2.5, the empty completion scores 0",
+        ),
+        (Mine(lambda q, c: (c == q.answer) - 0.01 * len(c)), "its own answers score 0.98 to 0.99, the empty"),
+        (
+            Mine(lambda q, c: -len(c.replace(q.answer, ""))),
+            "its own answers score 0, the empty completion scores 0",
+        ),
+        (
+            Mine(lambda q, c: float(f"<b>{q.answer}</b>" in c)),
+            "its own answers score 0, the empty completion",
+        ),
+        (Mine(lambda q, c: 0.3, lambda seed: Question("Hi.", "")), "the empty completion scores 0.3"),
+    ],
+)
+def test_any_finite_number_is_a_reward_and_the_check_says_what_it_saw(task: Mine, said: str) -> None:
+    assert str(check(task)).startswith(said)
 
 
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (Mine(lambda q, c: 0.5 * bool(c)), "'Say 0.'.*answer '0' scores 0.5, not 1"),
-        (Mine(lambda q, c: 1.0), "'Say 0.'.*empty completion scores 1"),
+        (
+            Mine(lambda q, c: -float(c == q.answer)),
+            "answers score -1, the empty.* scores 0: every answer scores less",
+        ),
         (Mine(lambda q, c: math.nan), "'Say 0.'.*finite"),
+        (Mine(lambda q, c: 1 / len(c)), "score of ''.*ZeroDivisionError"),
         (Mine(question=lambda seed: Question(f"Say {time.perf_counter()}.", "yes")), "second time"),
         (Mine(question=lambda seed: Question("Say yes.", str(time.perf_counter()))), "second time"),
         (
@@ -251,3 +275,7 @@ def test_a_good_task_passes_its_check() -> None:
 def test_a_bad_task_fails_its_check(task: Mine, message: str) -> None:
     with pytest.raises(TaskError, match=rf"task Mine: .*{message}"):
         check(task)
+
+
+def test_one_answer_that_costs_more_than_silence_is_no_mistake() -> None:
+    check(Mine(lambda q, c: 1.0 - 0.6 * len(c) if c else 0.0))  # the answers of seeds 10 to 19 score -0.2

@@ -26,7 +26,7 @@ for line in sys.stdin:
             while True:
                 print("1" * 100_000, end="")
         case "deep":
-            print("[" * 100_000)
+            print("[" * 100_000, flush=True)
         case "list":
             print("[1]", flush=True)
         case "forge":
@@ -36,6 +36,9 @@ for line in sys.stdin:
         case "pause":
             time.sleep(0.3)
             reply(request, value=1.0)
+        case "deaf":
+            reply(request)
+            time.sleep(60)
         case "environment":
             reply(request, names=sorted(os.environ), folder=os.getcwd(), session=os.getsid(0))
         case _:
@@ -76,6 +79,35 @@ def test_one_that_hangs_is_killed(worker: Worker) -> None:
     assert time.monotonic() - began < 5
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_one_that_does_not_read_is_killed_however_long_the_request(worker: Worker) -> None:
+    pid = worker.start()["pid"]
+    worker.call({"do": "deaf"}, 10)
+    began = time.monotonic()
+    with pytest.raises(WorkerLost, match=r"more than 0\.2 s to read"):
+        worker.call({"text": "a" * 1_000_000}, 0.2 / PATIENCE)
+    assert time.monotonic() - began < 5
+    assert worker.call({}, 10)["pid"] != pid
+
+
+def test_a_long_request_arrives_whole(worker: Worker) -> None:
+    text = "a\n" * 300_000
+    assert worker.call({"text": text}, 10)["seen"]["text"] == text
+
+
+def test_one_that_refuses_to_start_again_is_lost(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    worker = Worker(script, {})
+    assert "error" not in worker.start()
+    worker.stop()
+    script.write_text(
+        SCRIPT.replace("reply(request, pid", "reply(request, error='import', cause='no sympy', pid")
+    )
+    with pytest.raises(WorkerLost, match="did not start again: no sympy"):
+        worker.call({}, 10)
+    assert worker._process is None
 
 
 def test_one_killed_from_outside_between_calls_costs_no_request(worker: Worker) -> None:

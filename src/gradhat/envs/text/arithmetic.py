@@ -13,6 +13,8 @@ from gradhat.errors import TaskError
 from gradhat.trajectories import Verdict
 
 OPERATIONS = "+-*"
+LONGEST = 40
+"""Most terms, and most digits of a term. The longest product has 1600 digits; Python writes up to 4300."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,12 @@ class Arithmetic:
     def __post_init__(self) -> None:
         if not self.operations or set(self.operations) - set(OPERATIONS):
             raise TaskError(f'arithmetic: operations={self.operations!r}: use one or more of "{OPERATIONS}".')
-        if self.num_terms < 2:
-            raise TaskError(f"arithmetic: num_terms={self.num_terms}: a question has at least 2 terms.")
-        if not 1 <= self.min_digits <= self.digits:
+        if not 2 <= self.num_terms <= LONGEST:
+            found = f"num_terms={self.num_terms}"
+            raise TaskError(f"arithmetic: {found}: a question has at least 2 terms, and at most {LONGEST}.")
+        if not 1 <= self.min_digits <= self.digits <= LONGEST:
             found = f"min_digits={self.min_digits}, digits={self.digits}"
-            raise TaskError(f"arithmetic: {found}: use 1 <= min_digits <= digits.")
+            raise TaskError(f"arithmetic: {found}: use 1 <= min_digits <= digits <= {LONGEST}.")
         if "{expression}" not in self.template:
             raise TaskError(
                 f"arithmetic: template={self.template!r}: write {{expression}} where the sum goes."

@@ -2,16 +2,16 @@
 
 import ast
 import difflib
-import importlib.util
+import json
 import re
-import sys
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from gradhat.envs.text.task import TIME_LIMIT, Task, guarded
+from gradhat.envs.text.guard import guarded
+from gradhat.envs.text.task import TIME_LIMIT, Task
 from gradhat.errors import TaskError
+from gradhat.importing import load_file
 
 FORMS = "arithmetic[:key=value,...], reasoning_gym:NAME[:key=value,...] or path/to/my_task.py:MyTask"
 
@@ -28,9 +28,9 @@ def load_task(spec: str) -> Task:
     if kind == "reasoning_gym":
         return _reasoning_gym(rest)
     if path.endswith(".py"):
-        return _own(Path(path), class_name)
+        return _own(path, class_name)
     if spec.endswith(".py"):
-        return _own(Path(spec), "")
+        return _own(spec, "")
     near = difflib.get_close_matches(kind, ["arithmetic", "reasoning_gym"], 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise TaskError(f"task {spec!r} is unknown.{hint} Use {FORMS}.")
@@ -55,8 +55,9 @@ def _reasoning_gym(text: str) -> Task:
     from gradhat.envs.text.reasoning_gym import ReasoningGym
 
     name, _, rest = text.partition(":")
-    settings = _settings(f"reasoning_gym:{name}", rest)
-    return ReasoningGym(name, {key: _literal(value) for key, value in settings.items()})
+    asked = f"reasoning_gym:{name}"
+    settings = _settings(asked, rest)
+    return ReasoningGym(name, {key: _literal(asked, key, value) for key, value in settings.items()})
 
 
 def _settings(task: str, text: str) -> dict[str, str]:
@@ -66,25 +67,37 @@ def _settings(task: str, text: str) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise TaskError(f"{task}: the setting {pair!r} has no value. Write key=value,key=value.")
+        if key.strip() in settings:
+            raise TaskError(f"{task}: the setting {key.strip()!r} is given twice. Give it once.")
         settings[key.strip()] = value
     return settings
 
 
-def _literal(value: str) -> Any:
+def _literal(task: str, key: str, value: str) -> Any:
     """Return the Python literal that `value` spells (3, 0.5, True, [1, 2]), else the text itself."""
     try:
-        return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError):
+        found = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return {"true": True, "false": False}.get(value.strip().lower(), value)
+    try:
+        json.dumps(found)
+    except (ValueError, TypeError, RecursionError):
+        raise TaskError(
+            f"{task}: {key}={value!r}: found a value of a kind that no setting has. "
+            "Use numbers, text, true, false, or lists of such."
+        ) from None
+    return found
 
 
-def _own(path: Path, class_name: str) -> Task:
+def _own(file: str, class_name: str) -> Task:
     """Return an instance of a class in a file. TaskError when file, class or method is missing or broken."""
+    path = _path(file)
     asked = f"task {path}:{class_name}"
-    if not path.is_file():
+    if not _is_file(path):
         raise TaskError(f"{asked}: there is no file {path}. Check the path; a task is named {FORMS}.")
-    with guarded(f"{asked}: importing {path}", TIME_LIMIT):
-        module = _import(path)
+    module = guarded(
+        f"{asked}: importing {path}", TIME_LIMIT, lambda: load_file(path, f"gradhat_task_{path.stem}")
+    )
     found: Any = getattr(module, class_name, None)
     if not isinstance(found, type):
         classes = [name for name, value in vars(module).items() if isinstance(value, type) and _fits(value)]
@@ -98,24 +111,24 @@ def _own(path: Path, class_name: str) -> Task:
             f"{asked}: the class has no method {missing}. "
             "Give it question(self, seed) -> Question and score(self, question, completion) -> float."
         )
-    with guarded(f"{asked}: {class_name}()", TIME_LIMIT):
-        return found()
+    return guarded(f"{asked}: {class_name}()", TIME_LIMIT, found)
 
 
 def _fits(kind: Any) -> bool:
     return callable(getattr(kind, "question", None)) and callable(getattr(kind, "score", None))
 
 
-def _import(path: Path) -> ModuleType:
-    """Import a file as a module of its own name; a module that fails half-way is forgotten."""
-    name = f"gradhat_task_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+def _path(file: str) -> Path:
+    """Return the path that `file` names; ~ is the home folder, of whoever has one."""
     try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+        return Path(file).expanduser()
+    except RuntimeError:
+        return Path(file)
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether there is such a file; a name that no file can have names none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

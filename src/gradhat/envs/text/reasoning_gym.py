@@ -63,8 +63,9 @@ _NAN_PASSES = frozenset({"complex_arithmetic", "number_sorting"})
 class ReasoningGym:
     """One task of reasoning-gym. TaskError for an unknown name or setting, and when no question can be made.
 
-    A scorer that raises, dies, overruns `SCORE_SECONDS` or returns NaN gives a reward of 0 and a verdict that
-    says so.
+    An answer at which the library's scorer raises, or of which it says NaN, is one that it cannot read: wrong,
+    and the verdict says so. Where no scorer answers (it died, overran `SCORE_SECONDS`, misses a package or a
+    file) `score` is a TaskError: nobody knows whether the answer was right.
     """
 
     def __init__(self, name: str, config: dict[str, Any] | None = None) -> None:
@@ -98,9 +99,10 @@ class ReasoningGym:
             reply = self._worker.call(request, GENERATE_SECONDS)
         except WorkerLost as error:
             reply = {"error": str(error)}
-        if "error" in reply:
+        failure = reply.get("error", reply.get("broken"))
+        if failure:
             raise TaskError(
-                f"reasoning_gym:{self.name}: question(seed={seed}): the generator failed: {reply['error']}. "
+                f"reasoning_gym:{self.name}: question(seed={seed}): the generator failed: {failure}. "
                 "Try other settings."
             )
         return reply
@@ -146,7 +148,13 @@ class ReasoningGym:
         try:
             reply = self._worker.call(request, SCORE_SECONDS)
         except WorkerLost as error:
-            return verdict(False, f"{why}; no verdict from the scorer: {error}")
+            raise TaskError(
+                f"reasoning_gym:{self.name}: {why}; no verdict from the scorer: {error}."
+            ) from error
+        if "broken" in reply:
+            raise TaskError(
+                f"reasoning_gym:{self.name}: {why}; the scorer does not work: {shorten(reply['broken'])}."
+            )
         if "error" in reply:
             return verdict(False, f"{why}; the scorer raised {shorten(reply['error'])}")
         if not math.isfinite(reply["value"]):

@@ -116,12 +116,18 @@ def open_task(name: str, config: dict[str, Any]) -> tuple[Questions | None, dict
 
 
 def answer(questions: Questions, request: dict[str, Any]) -> dict[str, Any]:
-    """Return the reply to one request; an exception becomes its text."""
+    """Return the reply to one request; an exception becomes its text.
+
+    A package or a file that is missing, or may not be touched, is a scorer that is broken, whatever it was
+    given. Any other exception may be the fault of the text.
+    """
     limit_time(request["seconds"])
     try:
         if request["op"] == "score":
             return questions.score(request["seed"], request["answer"])
         return questions.question(request["seed"], request["facts"])
+    except (ImportError, OSError) as error:
+        return {"broken": f"{type(error).__name__}: {error}"[:200]}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"[:200]}
 

@@ -1,24 +1,20 @@
-"""What a text task is, how its questions are split into train and held out, and how it is guarded.
+"""What a text task is, how its questions are split into train and held out, and how it is called.
 
 A task is two methods: `question(seed)` and `score(question, completion)`. Both may be a user's code, so
 everything else calls them through `ask` and `judge`, which turn a task that raises, hangs or answers nonsense
 into a TaskError.
 """
 
-import math
 import random
-import signal
-import threading
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Iterator
 from hashlib import blake2b
-from numbers import Real
-from types import FrameType
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol
 
+from gradhat.envs.text.guard import guarded, settled, shown
 from gradhat.envs.text.verify import shorten
 from gradhat.errors import TaskError
 from gradhat.trajectories import Verdict
+from gradhat.verdicts import plain, writable
 
 Split = Literal["train", "held_out"]
 
@@ -47,11 +43,17 @@ class Task(Protocol):
     """A source of questions and a judge of completions."""
 
     def question(self, seed: int) -> Question:
-        """Return the question that `seed` names: the same seed gives the same question, in every process."""
+        """Return the question that `seed` names: the same seed gives the same question, in every process.
+
+        Seeds are any whole numbers from 0 to 2**31 - 1: a list of questions is read at `seed % len(list)`.
+        """
         ...
 
-    def score(self, question: Question, completion: str) -> Verdict | float:
-        """Return the reward of `completion`, as a number or with its reasons as a Verdict."""
+    def score(self, question: Question, completion: str) -> Verdict | float | Awaitable[Verdict | float]:
+        """Return the reward of `completion`, any finite number, alone or with its reasons as a Verdict.
+
+        `async def score` works too. The completions of one prompt share their `question`: leave it as it is.
+        """
         ...
 
 
@@ -115,17 +117,16 @@ def _derived_seeds(seed: int) -> Iterator[int]:
 def ask(task: Task, seed: int, *, seconds: float = TIME_LIMIT) -> Question:
     """Return `task.question(seed)`. Raises TaskError when it raises, takes over `seconds`, or is no Question.
 
-    The time limit holds in the main thread only: elsewhere Python cannot interrupt a call.
+    Half characters (lone surrogates) become "?": no tokenizer and no file takes them. Where the time limit
+    holds: `guard`.
     """
     asked = f"{_name(task)}: question(seed={seed})"
-    with guarded(asked, seconds):
-        found = cast(object, task.question(seed))  # a user's code is not type checked
+    found = guarded(asked, seconds, lambda: settled(task.question(seed)))  # a user's code is not type checked
     if not isinstance(found, Question) or not _all_text(found.text, found.answer, found.key):
         raise TaskError(
-            f"{asked} returned {shorten(repr(found))}. Return Question(text, answer), two strings; "
-            "a key is a third."
+            f"{asked} returned {shown(found)}. Return Question(text, answer), two strings; a key is a third."
         )
-    return found
+    return Question(writable(found.text), writable(found.answer), found.entry, writable(found.key))
 
 
 def _all_text(*values: object) -> bool:
@@ -133,107 +134,66 @@ def _all_text(*values: object) -> bool:
 
 
 def judge(task: Task, question: Question, completion: str, *, seconds: float = TIME_LIMIT) -> Verdict:
-    """Return the verdict of `task.score`; a plain number (int, float, bool) becomes a Verdict.
+    """Return the verdict of `task.score`, which may be a coroutine; a plain number becomes a Verdict.
 
-    Raises TaskError, with task, question and completion, when `score` raises, takes over `seconds`, or
-    returns something that is not a finite number or a Verdict of finite numbers. The time limit holds in the
-    main thread only.
+    Numbers may be those of any library (`verdicts.number`); they come back as floats. Raises TaskError, with
+    task, question and completion, when `score` raises, takes over `seconds` (where the limit holds: `guard`),
+    or returns something that is not a number that float32 holds, or a Verdict of such.
     """
     asked = f"{_name(task)}: score of {shorten(completion)!r} for {shorten(question.text)!r}"
-    with guarded(asked, seconds):
-        found = cast(object, task.score(question, completion))
-    verdict = found if isinstance(found, Verdict) else Verdict(_finite(found), {}, "")
-    if not _all_text(verdict.why) or not _all_finite(verdict.reward, verdict.parts):
-        raise TaskError(
-            f"{asked} returned {shorten(repr(found))}. Return a finite number or a Verdict of such."
-        )
-    return verdict._replace(reward=float(verdict.reward))
-
-
-def _all_finite(reward: object, parts: object) -> bool:
-    """Return whether a reward and the values of its parts are finite numbers."""
-    if not isinstance(parts, dict):
-        return False
-    values = cast(dict[object, object], parts).values()
-    return not any(math.isnan(_finite(value)) for value in (reward, *values))
-
-
-def _finite(found: object) -> float:
-    """Return a finite number as a float, and NaN for everything else."""
+    found = guarded(asked, seconds, lambda: settled(task.score(question, completion)))
     try:
-        number = float(found) if isinstance(found, Real) else math.nan
-    except OverflowError:
-        return math.nan
-    return number if math.isfinite(number) else math.nan
+        return plain(found)
+    except ValueError as error:
+        raise TaskError(f"{asked} returned {shown(found)}: {error}.") from error
 
 
-class _TimeUp(BaseException):
-    """Not an Exception, so that a task's own `except Exception` does not swallow it."""
+class Checked(NamedTuple):
+    """What `check` saw: the rewards of the gold answers, where there are any, and of the empty completion."""
+
+    gold: list[float]
+    empty: list[float]
+
+    def __str__(self) -> str:
+        empty = f"the empty completion scores {_range(self.empty)}"
+        return f"its own answers score {_range(self.gold)}, {empty}" if self.gold else empty
 
 
-@contextmanager
-def guarded(asked: str, seconds: float) -> Generator[None]:
-    """Turn an exception, an exit or an overrun inside into a TaskError that begins with `asked`.
+def _range(rewards: list[float]) -> str:
+    low, high = min(rewards), max(rewards)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
-    The time limit holds in the main thread only: elsewhere Python cannot interrupt a call.
+
+def check(task: Task, num_questions: int = 20) -> Checked:
+    """Try a task on `num_questions` questions; returns what its answers and the empty completion score.
+
+    TaskError for what is surely a mistake: a question that differs when it is asked again, an answer or a
+    completion that cannot be judged, gold answers of which every one scores less than saying nothing (a sign
+    turned round). Any finite number is a reward, so nothing else is asked of them: a gold answer may score
+    0.9, 100 or, where `score` wants it in tags, as little as the empty completion.
     """
-    try:
-        with _time_limit(seconds):
-            yield
-    except _TimeUp:
-        raise TaskError(f"{asked} took more than {seconds:g} s. Make it faster, or end it sooner.") from None
-    except TaskError:
-        raise
-    except (Exception, SystemExit) as error:
-        cause = f"{type(error).__name__}: {shorten(str(error))}"
-        raise TaskError(
-            f"{asked} raised {cause}. Fix the task; a wrong answer is a reward of 0, not an error."
-        ) from error
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Generator[None]:
-    """Raise _TimeUp inside after `seconds`. Only in the main thread, where Python runs signal handlers."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise _TimeUp
-
-    previous = signal.signal(signal.SIGALRM, stop)
-    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-        signal.setitimer(signal.ITIMER_REAL, left)  # somebody else's alarm goes on
-
-
-def check(task: Task, num_questions: int = 20) -> None:
-    """Let a task check itself on `num_questions` questions; raises TaskError naming the first that fails.
-
-    The same seed gives the same question, the gold answer (where there is one) scores 1, the empty completion
-    scores 0, and every reward is finite.
-    """
+    gold: list[float] = []
+    empty: list[float] = []
+    worse = 0
     for seed in range(num_questions):
         question = ask(task, seed)
-        where = f"{_name(task)}: question {shorten(question.text)!r} (seed {seed})"
         again = ask(task, seed)
         if (again[:2], again.key) != (question[:2], question.key):
             raise TaskError(
-                f"{where} is {shorten(again.text)!r} the second time. Draw from random.Random(seed) only."
+                f"{_name(task)}: question {shorten(question.text)!r} (seed {seed}) is "
+                f"{shorten(again.text)!r} the second time. Draw from random.Random(seed) only."
             )
+        empty.append(judge(task, question, "").reward)
         if question.answer:
-            gold = judge(task, question, question.answer)
-            if gold.reward != 1.0:
-                raise TaskError(
-                    f"{where}: its answer {shorten(question.answer)!r} scores {gold.reward:g}, not 1."
-                )
-        empty = judge(task, question, "")
-        if empty.reward != 0.0:
-            raise TaskError(f"{where}: the empty completion scores {empty.reward:g}. Score it 0.")
+            gold.append(judge(task, question, question.answer).reward)
+            worse += gold[-1] < empty[-1]
+    found = Checked(gold, empty)
+    if gold and worse == len(gold):
+        raise TaskError(
+            f"{_name(task)}: {found}: every answer scores less than saying nothing. Let `score` return more "
+            "for what is better, and `answer` be the completion that scores best, or leave it empty."
+        )
+    return found
 
 
 def _name(task: Task) -> str:

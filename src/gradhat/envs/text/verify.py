@@ -11,6 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from gradhat.trajectories import Verdict
+from gradhat.verdicts import writable
 
 # Digits are ASCII. An exponent has at most three digits: with more the number is too large to compute with.
 _DIGITS = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
@@ -127,6 +128,6 @@ def is_formula(text: str, names: Set[str]) -> bool:
 
 
 def shorten(text: str, limit: int = 80) -> str:
-    """Return `text` on one line and at most `limit` characters, for messages."""
-    line = " ".join(text.split())
+    """Return `text` on one line and at most `limit` characters, for messages and for files."""
+    line = " ".join(writable(text).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."

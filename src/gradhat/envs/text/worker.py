@@ -50,10 +50,15 @@ class Worker:
         self._num_requests = 0
 
     def start(self) -> dict[str, Any]:
-        """Start the process if it does not run; returns the reply to the opening, {} when it runs already."""
+        """Start the process if it does not run; returns the reply to the opening, {} when it runs already.
+
+        WorkerLost where it cannot be started or does not answer.
+        """
         if self._process is not None and self._process.poll() is None:
             return {}
         self.stop()
+        if os.name == "nt":
+            raise WorkerLost("it needs Linux or macOS: here nothing could end it in time")
         # -P: the script's own folder holds a `reasoning_gym.py` that must not shadow the package.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-B", str(self._script)],
@@ -64,15 +69,21 @@ class Worker:
             cwd=tempfile.gettempdir(),
             start_new_session=True,  # Ctrl-C is for the trainer alone
         )
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
         self._end = weakref.finalize(self, _end, self._process)
         return self._exchange(self._process, self._opening, START_SECONDS)
 
     def call(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Return the reply to `request`, which the process may compute for `seconds`.
 
-        Raises WorkerLost when none comes within `PATIENCE` times that, by the clock on the wall.
+        Raises WorkerLost when none comes within `PATIENCE` times that, by the clock on the wall, and when the
+        process had to be started again and refused its opening with an "error".
         """
-        self.start()
+        opening = self.start()
+        if "error" in opening:
+            self.stop()
+            raise WorkerLost(f"it did not start again: {opening.get('cause', opening['error'])}")
         assert self._process is not None
         return self._exchange(self._process, {**request, "seconds": seconds}, PATIENCE * seconds)
 
@@ -89,9 +100,10 @@ class Worker:
         assert process.stdin is not None and process.stdout is not None
         self._num_requests += 1
         try:
-            process.stdin.write(json.dumps({**request, "id": self._num_requests}).encode() + b"\n")
-            process.stdin.flush()
-            reply = json.loads(_read_line(process.stdout.fileno(), seconds))
+            deadline = time.monotonic() + seconds
+            line = json.dumps({**request, "id": self._num_requests}).encode() + b"\n"
+            _write(process.stdin.fileno(), line, deadline, seconds)
+            reply = json.loads(_read_line(process.stdout.fileno(), deadline, seconds))
             if not isinstance(reply, dict) or reply.pop("id", None) != self._num_requests:
                 raise WorkerLost("it answered something else")
         except BrokenPipeError as error:
@@ -106,9 +118,18 @@ class Worker:
         return reply
 
 
-def _read_line(descriptor: int, seconds: float) -> bytes:
-    """Return the next line of a pipe; raises WorkerLost after `seconds` or at the end of the pipe."""
-    deadline = time.monotonic() + seconds
+def _write(descriptor: int, line: bytes, deadline: float, seconds: float) -> None:
+    """Write to a pipe that does not block; WorkerLost where nobody has read it all by the deadline."""
+    left = memoryview(line)
+    while left:
+        _, ready, _ = select.select([], [descriptor], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise WorkerLost(f"it took more than {seconds:g} s to read")
+        left = left[os.write(descriptor, left) :]
+
+
+def _read_line(descriptor: int, deadline: float, seconds: float) -> bytes:
+    """Return the next line of a pipe; raises WorkerLost at the deadline or at the end of the pipe."""
     line = b""
     while not line.endswith(b"\n"):
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
