@@ -26,7 +26,9 @@ def test_answers_are_judged_until_the_input_ends(
     assert places == sorted(places)
     assert f"last number {first.answer}, expected {first.answer}" in shown
     assert f"no number, expected {second.answer}" in shown
-    assert shown.endswith("1 of 2 right\n")
+    assert f"its own answer: {second.answer}\n" in shown
+    assert third.answer not in shown[shown.index(third.text) + len(third.text) :]
+    assert shown.endswith("2 answers: mean reward 0.5\n")
 
 
 def test_held_out_questions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +42,7 @@ def test_held_out_questions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_input_that_ends_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     say(monkeypatch, "")
     assert play.main(["arithmetic"]) == 0
-    assert capsys.readouterr().out.endswith("0 of 0 right\n")
+    assert capsys.readouterr().out.endswith("0 answers\n")
 
 
 def test_an_answer_of_several_lines(
@@ -56,7 +58,7 @@ def test_an_answer_of_several_lines(
     assert play.main([f"{tmp_path / 'grid.py'}:Grid"]) == 0
     shown = capsys.readouterr().out
     assert "reward 1: the task gives no reason" in shown
-    assert shown.endswith("1 of 2 right\n")
+    assert shown.endswith("2 answers: mean reward 0.5\n")
 
 
 def test_wrong_commands_say_what_is_known() -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -251,6 +252,35 @@ def test_a_module_is_imported_for_its_environments(tmp_path: Any, monkeypatch: p
     monkeypatch.syspath_prepend(tmp_path)
     assert make(GymSpec("my_envs:Mine-v0", 2)).reset(0).shape == (2, 5)
     gymnasium.registry.pop("Mine-v0")
+
+
+def test_a_module_of_the_present_folder_needs_no_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gradhat_test_core.py").write_text("from telltale import Telltale")
+    (tmp_path / "gradhat_test_envs.py").write_text(
+        "import gymnasium\ngymnasium.register('Mine-v0', entry_point='gradhat_test_core:Telltale')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    try:
+        for vectorization in ("sync", "async"):
+            spec = GymSpec("gradhat_test_envs:Mine-v0", 2, vectorization=vectorization)
+            world = make(spec)
+            assert world.reset(0).shape == (2, 5)
+            world.close()
+        assert sys.path == before
+    finally:
+        gymnasium.registry.pop("Mine-v0")
+        for name in ("gradhat_test_envs", "gradhat_test_core"):
+            del sys.modules[name]
+
+
+def test_a_module_that_raises_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gradhat_test_broken.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"gradhat_test_broken raises ZeroDivisionError.*Repair"):
+        make(GymSpec("gradhat_test_broken:Mine-v0"))
 
 
 @pytest.mark.parametrize(

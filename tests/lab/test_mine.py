@@ -359,6 +359,17 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         load(f"{tmp_path / 'own.py'}:own")
 
 
+def test_what_lies_beside_the_file_is_in_reach(file: Write, tmp_path: Path) -> None:
+    import sys
+
+    (tmp_path / "gradhat_test_beside.py").write_text("def own(returns): return returns")
+    try:
+        function = load(f"{file('from gradhat_test_beside import own')}:own")
+        assert torch.equal(function(torch.ones(2)), torch.ones(2))
+    finally:
+        del sys.modules["gradhat_test_beside"]
+
+
 def test_a_file_that_failed_leaves_nothing_behind(file: Write) -> None:
     import sys
 

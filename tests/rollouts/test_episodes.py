@@ -1,10 +1,12 @@
 """Episodes with a scripted sampler and a scripted world, so that every reward and every token is known."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 
@@ -34,7 +36,8 @@ class World(gymnasium.Env[list[Message], str]):
         return [{"role": "user", "content": f"Say {seed}"}], {}
 
     def step(self, action: str) -> tuple[list[Message], float, bool, bool, dict[str, Any]]:
-        verdict = Verdict(self.rewards(self.number, action), {}, f"{self.number} {action}")
+        found: Any = self.rewards(self.number, action)
+        verdict = found if isinstance(found, Verdict) else Verdict(found, {}, f"{self.number} {action}")
         return [], verdict.reward, True, False, {self.named: verdict}
 
 
@@ -149,6 +152,21 @@ def test_sampled_tokens_are_never_retokenised(chat: Chat) -> None:
     found = play(list(starts(lambda *_: 1.0, [1])), chat, script, LIMITS, group_size=3)
     assert [tuple(row[mask].tolist()) for row, mask in zip(found.actions, found.mask, strict=True)] == sampled
     assert [r.completion for r in found.records] == texts
+
+
+def test_the_verdict_of_somebody_elses_environment_is_made_plain(chat: Chat) -> None:
+    found: Any = Verdict(torch.tensor([0.5]), {"length": np.int64(3)}, "half \ud800")  # type: ignore[arg-type]
+    batch = play(
+        [Start(lambda: World(lambda *_: found), 1)], chat, Script(by_sample), LIMITS, group_size=GROUP
+    )
+    assert [record.verdict for record in batch.records] == [Verdict(0.5, {"length": 3.0}, "half ?")] * GROUP
+    assert batch.returns().tolist() == [0.5] * GROUP
+
+
+@pytest.mark.parametrize("reward", [math.nan, 1e39, None, "1"])
+def test_a_verdict_that_is_no_number_is_a_task_error(chat: Chat, reward: Any) -> None:
+    with pytest.raises(TaskError, match="a verdict into its info that cannot be used"):
+        play([Start(lambda: World(lambda *_: reward), 1)], chat, Script(by_sample), LIMITS, group_size=GROUP)
 
 
 def test_an_environment_without_a_verdict_is_a_task_error(chat: Chat) -> None:

@@ -21,35 +21,34 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    """Ask until the input ends; prints each verdict and, at the end, how many answers were right."""
+    """Ask until the input ends; prints each verdict with the task's own answer and, at the end, the mean."""
     if argv and argv[0] in ("-h", "--help"):
         parse(Flags(), argv, prog=USAGE, description=DESCRIPTION)
     name, argv = target(argv, "task", USAGE)
     flags = parse(Flags(), argv, prog=f"gradhat play {name}", description=DESCRIPTION)
-    right, asked = play(name, flags)
-    print(f"{right} of {asked} right")
+    rewards = play(name, flags)
+    mean = f": mean reward {sum(rewards) / len(rewards):.3g}" if rewards else ""
+    print(f"{len(rewards)} answer{'' if len(rewards) == 1 else 's'}{mean}")
     return 0
 
 
-def play(name: str, flags: Flags) -> tuple[int, int]:
-    """Ask the questions of seed, seed + 1, ... until the input ends. Returns how many answers scored 1, of
-    how many.
-    """
+def play(name: str, flags: Flags) -> list[float]:
+    """Ask the questions of seed, seed + 1, ... until the input ends. Returns the rewards of the answers."""
     from gradhat.envs.text.load import load_task
     from gradhat.envs.text.task import draw, judge
 
     task = load_task(name)
-    right = asked = 0
+    rewards: list[float] = []
     while True:
-        question = draw(task, "held_out" if flags.held_out else "train", flags.seed + asked)
+        question = draw(task, "held_out" if flags.held_out else "train", flags.seed + len(rewards))
         print(question.text, flush=True)
         answer = _typed(max(1, len(question.answer.splitlines())))
         if answer is None:
-            return right, asked
+            return rewards
         verdict = judge(task, question, answer)
-        asked += 1
-        right += verdict.reward == 1.0
-        print(f"reward {verdict.reward:g}: {verdict.why or 'the task gives no reason'}\n", flush=True)
+        rewards.append(verdict.reward)
+        print(f"reward {verdict.reward:g}: {verdict.why or 'the task gives no reason'}")
+        print(f"its own answer: {question.answer}\n" if question.answer else "", flush=True)
 
 
 def _typed(num_lines: int) -> str | None:

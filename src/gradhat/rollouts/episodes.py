@@ -15,6 +15,7 @@ from gradhat.errors import TaskError
 from gradhat.policies.language.chat import Chat, Message
 from gradhat.rollouts.engine import Completion, Limits, Sampler
 from gradhat.trajectories import Record, Trajectories, Verdict
+from gradhat.verdicts import plain
 
 TextEnv = gymnasium.Env[list[Message], str]
 
@@ -204,10 +205,14 @@ def join(batches: Sequence[Trajectories]) -> Trajectories:
 
 
 def _verdict(info: dict[str, object]) -> Verdict:
-    verdict = info.get("verdict")
-    if not isinstance(verdict, Verdict):
+    """Return what the environment, which may be somebody else's, said of the answer, in plain numbers."""
+    found = info.get("verdict")
+    if not isinstance(found, Verdict):
         raise TaskError(
             f"step() was asked for a verdict, but its info has {sorted(info)}. "
             "Put a Verdict at info['verdict']."
         )
-    return verdict
+    try:
+        return plain(found)
+    except ValueError as error:
+        raise TaskError(f"step() put a verdict into its info that cannot be used: {error}.") from error

@@ -63,8 +63,8 @@ _NAN_PASSES = frozenset({"complex_arithmetic", "number_sorting"})
 class ReasoningGym:
     """One task of reasoning-gym. TaskError for an unknown name or setting, and when no question can be made.
 
-    An answer at which the library's scorer raises, or of which it says NaN, is one that it cannot read: wrong,
-    and the verdict says so. Where no scorer answers (it died, overran `SCORE_SECONDS`, misses a package or a
+    An answer at which the library's scorer raises, or of which it says NaN, is one it cannot read: wrong, and
+    the verdict says so. Where no scorer answers (it died, overran `SCORE_SECONDS`, misses a package or a
     file) `score` is a TaskError: nobody knows whether the answer was right.
     """
 

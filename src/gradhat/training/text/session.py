@@ -10,7 +10,7 @@ from typing import Any
 
 from gradhat.algorithms.learner import Learner
 from gradhat.envs.text.load import load_task
-from gradhat.envs.text.task import Question, Task, check, held_out_set
+from gradhat.envs.text.task import Checked, Question, Task, check, held_out_set
 from gradhat.errors import RunError, TaskError
 from gradhat.policies.language import weights
 from gradhat.policies.language.chat import Chat
@@ -40,6 +40,8 @@ class Session:
     model: Path
     """The model folder the run started from, whose tokenizer goes into every checkpoint."""
     task: Task
+    checked: Checked
+    """What its own answers and the empty completion score."""
     held_out: list[Question]
     """Every held-out question that fits into the context, up to `final_questions`."""
     num_left_out: int
@@ -106,6 +108,7 @@ class Session:
             f"model  {config.model}: {size / 1e6:.0f}M parameters in {dtype}\n"
             f"task   {config.task}: {len(self.held_out)} questions held out"
             + (f", {self.num_left_out} more left out: too long for the context" if self.num_left_out else "")
+            + f"\ncheck  {self.checked}"
         )
 
     def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> str:
@@ -189,8 +192,7 @@ def prepare(config: TrainConfig) -> Session:
     set_threads(config.num_threads)
     keep_freed_memory()
     levels = [load_task(spec) for spec in (*config.curriculum, config.task)]
-    for task in levels:
-        check(task)
+    checked = [check(task) for task in levels][-1]
     held_out = held_out_set(levels[-1], config.final_questions, derive(config.seed, "held_out"))
     if not held_out:
         raise TaskError(
@@ -218,6 +220,7 @@ def prepare(config: TrainConfig) -> Session:
         config=config,
         model=model,
         task=levels[-1],
+        checked=checked,
         held_out=fit,
         num_left_out=len(held_out) - len(fit),
         chat=chat,
