@@ -58,7 +58,7 @@ def test_the_task_in_the_readme_works(tmp_path: Path) -> None:
     ((name, source),) = blocks
     (tmp_path / name).write_text(source)
     task = load_task(f"{tmp_path / name}:MyTask")
-    check(task)
+    assert str(check(task)) == "its own answers score 1, the empty completion scores 0"
     question = task.question(3)
     assert judge(task, question, question.answer[:2]).reward == 0.5
 

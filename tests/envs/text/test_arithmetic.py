@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gradhat.envs.text.arithmetic import Arithmetic
-from gradhat.envs.text.task import check
+from gradhat.envs.text.task import Checked, check
 from gradhat.errors import TaskError
 
 EXPRESSION = re.compile(r"What is ([-0-9+* ]+)\?")
@@ -74,7 +74,7 @@ def test_a_seed_is_the_same_question_in_every_process_and_version() -> None:
 
 def test_it_checks_itself_and_scores_the_last_number() -> None:
     task = Arithmetic(template="{expression} =")
-    check(task, 100)
+    assert check(task, 100) == Checked(gold=[1.0] * 100, empty=[0.0] * 100)
     question = task.question(0)
     assert question.text.endswith(" =")
     assert task.score(question, f"Let me see: 99. It is {question.answer}.").reward == 1.0

@@ -14,7 +14,7 @@ import pytest
 from gradhat.envs.text.guard import PAUSE, TimeUp, guarded, settled, shown, within
 from gradhat.errors import TaskError
 
-# ruff: noqa: E722, SIM105
+# ruff: noqa: E722
 
 
 def sleep() -> None:
@@ -27,41 +27,45 @@ def spin() -> None:
 
 
 def lives_on() -> None:
-    while True:
+    going = True
+    while going:
         try:
             time.sleep(30)
         except:
-            continue
+            going = True
 
 
 def spins_on() -> None:
-    while True:
+    going = True
+    while going:
         try:
             while True:
                 pass
         except BaseException:
-            pass
+            going = True
 
 
 def lives_on_thrice() -> None:
-    while True:
+    going = True
+    while going:
         try:
-            while True:
+            while going:
                 try:
                     lives_on()
                 except:
-                    continue
+                    going = True
         except:
-            pass
+            going = True
 
 
 def generator_lives_on() -> None:
     def forever() -> Generator[None]:
-        while True:
+        going = True
+        while going:
             try:
                 yield time.sleep(30)
             except:
-                continue
+                going = True
 
     for _ in forever():
         pass
@@ -70,9 +74,9 @@ def generator_lives_on() -> None:
 def returns_all_the_same() -> float:
     try:
         time.sleep(30)
+        return 1.0
     except:
-        pass
-    return 0.25
+        return 0.25
 
 
 def raises_something_else() -> None:

@@ -13,7 +13,7 @@ import pytest
 from gradhat.envs.text import reasoning_gym
 from gradhat.envs.text.load import load_task
 from gradhat.envs.text.reasoning_gym import EMPTY, INSTRUCTION, ReasoningGym
-from gradhat.envs.text.task import Question, check, draw, held_out, judge
+from gradhat.envs.text.task import Checked, Question, check, draw, held_out, judge
 from gradhat.envs.text.worker import WorkerLost
 from gradhat.errors import TaskError
 
@@ -181,7 +181,7 @@ def countdown() -> Iterator[ReasoningGym]:
 
 
 def test_countdown_is_judged_exactly(countdown: ReasoningGym) -> None:
-    check(countdown, 5)
+    assert check(countdown, 5) == Checked([1.0] * 5, [0.0] * 5)
     question = countdown.question(1)
     assert question.text.endswith(INSTRUCTION)
     numbers, target = question.entry["facts"]["numbers"], question.entry["facts"]["target"]
@@ -233,7 +233,7 @@ def test_a_task_without_gold_is_judged_by_its_scorer() -> None:
     triangle = "num_colors=3,min_num_vertices=3,max_num_vertices=3,edge_probability=0.999"
     task = load_task(f"reasoning_gym:graph_color:{triangle}")
     assert isinstance(task, ReasoningGym)
-    check(task, 3)
+    assert check(task, 3) == Checked([], [0.0] * 3)
     question = task.question(0)
     assert question.answer == ""
     colours = ({str(v): 1 + (code // 3**v) % 3 for v in range(3)} for code in range(27))
@@ -426,7 +426,9 @@ def all_names() -> list[str]:
 @pytest.mark.parametrize("name", all_names())
 def test_every_task_checks_itself_and_pays_for_no_junk(name: str) -> None:
     task = ReasoningGym(name)
-    check(task, 3)
+    found = check(task, 3)
+    assert set(found.gold) <= {1.0}
+    assert found.empty == [0.0] * 3
     again = ReasoningGym(name)
     for seed in (5, 123456789):
         assert again.question(seed) == task.question(seed)
