@@ -24,6 +24,7 @@ def numbered() -> Trajectories:
         version=torch.arange(4) + 60,
         records=tuple(Record(f"q{i}", f"a{i}", Verdict(i, {}, ""), "end") for i in range(4)),
         adv=row + 70,
+        logp_old=row + 110,
         logp_ref=row + 80,
         next_observations=row[..., None] + 90,
         targets=row + 100,
@@ -48,7 +49,7 @@ def test_select_takes_the_same_rows_of_every_field(rows: list[int], kind: type) 
 
 
 def test_what_is_not_attached_stays_so() -> None:
-    names = ("adv", "logp_ref", "next_observations", "targets")
+    names = ("adv", "logp_old", "logp_ref", "next_observations", "targets")
     bare = replace(numbered(), records=(), **dict.fromkeys(names)).select([1, 2])
     assert bare.records == () and all(getattr(bare, name) is None for name in names)
 
@@ -81,6 +82,7 @@ def in_a_gymnasium_world() -> Trajectories:
         group=torch.tensor([50, 51]),
         version=torch.tensor([60, 61]),
         adv=per_step + 70,
+        logp_old=per_step + 110,
         next_observations=seen + 2,
     )
 
@@ -97,9 +99,10 @@ def test_steps_are_the_own_steps_in_order_with_everything_that_belongs_to_them()
     steps = in_a_gymnasium_world().steps()
     assert steps.actions.tolist() == [[20], [22], [23], [24], [25]]
     assert steps.observations.tolist() == [[[0, 1]], [[4, 5]], [[6, 7]], [[8, 9]], [[10, 11]]]  # pyright: ignore
-    assert steps.next_observations is not None and steps.adv is not None
+    assert steps.next_observations is not None and steps.adv is not None and steps.logp_old is not None
     assert steps.next_observations[:, 0, 0].tolist() == [2, 6, 8, 10, 12]
     assert steps.adv[:, 0].tolist() == [70, 72, 73, 74, 75]
+    assert steps.logp_old[:, 0].tolist() == [110, 112, 113, 114, 115]
     assert steps.terminated[:, 0].tolist() == [True, False, False, False, False]
     assert steps.truncated[:, 0].tolist() == [False, False, False, False, True]
     assert steps.group.tolist() == [50, 50, 51, 51, 51] and steps.version.tolist() == [60, 60, 61, 61, 61]

@@ -63,6 +63,9 @@ class Trajectories:
     """For people. Empty in worlds without text."""
     adv: Tensor | None = None
     """float32 `[B, T]`: the credit, attached by an algorithm."""
+    logp_old: Tensor | None = None
+    """float32 `[B, T]`: log-probability under the policy that is improved upon, attached where the one that
+    sampled is not quite the same. None: it is `logp`."""
     logp_ref: Tensor | None = None
     """float32 `[B, T]`: log-probability under a reference policy, attached where an algorithm measures the
     distance to one."""
@@ -95,6 +98,7 @@ class Trajectories:
             version=self.version[index],
             records=tuple(_rows(self.records, index)) if self.records else (),
             adv=part(self.adv),
+            logp_old=part(self.logp_old),
             logp_ref=part(self.logp_ref),
             next_observations=part(self.next_observations),
             targets=part(self.targets),
@@ -130,6 +134,7 @@ class Trajectories:
             version=self.version[own // width],
             records=(),
             adv=row(self.adv),
+            logp_old=row(self.logp_old),
             logp_ref=row(self.logp_ref),
             next_observations=row(self.next_observations),
             targets=row(self.targets),

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from toy import LOGITS, REFERENCE, REWARDS, SENTENCES, Recorder, Softmax, Table, batch
 
 from gradhat.algorithms.ascend import Step, beyond_bounds
-from gradhat.algorithms.grpo import Settings, advantages, credit, refer, update
+from gradhat.algorithms.grpo import Settings, advantages, credit, update
 from gradhat.algorithms.grpo_family import FAMILY
+from gradhat.algorithms.reference import refer
 from gradhat.trajectories import Trajectories
 
 F64 = torch.float64

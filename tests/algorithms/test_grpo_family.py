@@ -24,8 +24,9 @@ from toy import (
 )
 
 from gradhat.algorithms.ascend import Optimizer
-from gradhat.algorithms.grpo import Row, Settings, credit, refer, update
+from gradhat.algorithms.grpo import Row, Settings, credit, update
 from gradhat.algorithms.grpo_family import FAMILY
+from gradhat.algorithms.reference import refer
 from gradhat.policies.language.policy import LanguagePolicy
 from gradhat.policies.language.transformer import Transformer, TransformerConfig
 from gradhat.policies.policy import Policy

@@ -30,7 +30,9 @@ def explained() -> set[str]:
 def seen(config: TrainConfig, letters_task: str, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Return the keys of runs that between them have a reference, a curriculum and a moving average."""
     short = replace(config, num_steps=2, eval_every=1)
-    with_reference = replace(short, algorithm="grpo", kl_coef=0.1, curriculum=(letters_task,))
+    with_reference = replace(
+        short, algorithm="grpo", kl_coef=0.1, mismatch="masked", curriculum=(letters_task,)
+    )
     keys: set[str] = set()
     for i, made in enumerate((with_reference, replace(short, algorithm="reinforce"))):
         path = tmp_path_factory.mktemp("metrics") / str(i)

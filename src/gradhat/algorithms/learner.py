@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradhat.algorithms import grpo, reinforce
 from gradhat.algorithms.ascend import Optimizer
+from gradhat.algorithms.reference import recall, refer
 from gradhat.estimators.group import silent
 from gradhat.policies.policy import Policy
 from gradhat.trajectories import Trajectories
@@ -55,7 +56,8 @@ class GroupLearner:
         return silent(returns, group)
 
     def learn(self, batch: Trajectories) -> tuple[Trajectories, dict[str, float]]:
-        known = batch if self.reference is None else grpo.refer(self.reference, batch)
+        known = batch if self.reference is None else refer(self.reference, batch)
+        known = known if self.row.mismatch is None else recall(self.policy, known)
         credited = grpo.credit(self.row, self.settings, known)
         return credited, grpo.update(self.policy, self.optimizer, credited, self.row, self.settings)
 

@@ -45,6 +45,9 @@ def test_differences_are_named() -> None:
         ("clip_low", 1.5),
         ("curriculum_threshold", 0.0),
         ("max_grad_norm", 0.0),
+        ("mismatch_cap", 0.0),
+        ("mismatch_low", 1.5),
+        ("mismatch_high", 0.5),
         ("keep_checkpoints", 0),
         ("num_threads", 0),
         ("max_replacements", -1),
@@ -73,20 +76,24 @@ def test_reinforce_takes_a_group_of_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "name", "value", "reader"),
+    ("given", "name", "value", "reader"),
     [
-        ("rloo", "clip_low", 0.1, "grpo"),
-        ("reinforce", "clip_high", 0.3, "grpo"),
-        ("rloo", "baseline_decay", 0.5, "reinforce"),
-        ("dr_grpo", "baseline_decay", 1.0, "reinforce"),
+        ("algorithm=rloo", "clip_low", 0.1, "algorithm=grpo"),
+        ("algorithm=reinforce", "clip_high", 0.3, "algorithm=grpo"),
+        ("algorithm=rloo", "baseline_decay", 0.5, "algorithm=reinforce"),
+        ("algorithm=dr_grpo", "baseline_decay", 1.0, "algorithm=reinforce"),
+        ("algorithm=reinforce", "mismatch", "masked", "algorithm=rloo"),
+        ("mismatch=none", "mismatch_cap", 3.0, "mismatch=truncated"),
+        ("mismatch=masked", "mismatch_cap", 3.0, "mismatch=truncated"),
+        ("mismatch=none", "mismatch_low", 0.1, "mismatch=masked"),
+        ("mismatch=truncated", "mismatch_high", 9.0, "mismatch=masked"),
     ],
 )
-def test_a_setting_that_the_algorithm_does_not_read_is_refused(
-    algorithm: str, name: str, value: float, reader: str
-) -> None:
-    with pytest.raises(ConfigError, match=f"{name}={value} with algorithm={algorithm}: .*={reader}"):
-        check(replace(GOOD, algorithm=algorithm, **{name: value}))
-    check(replace(GOOD, algorithm=reader, **{name: value}))
+def test_a_setting_that_nothing_reads_is_refused(given: str, name: str, value: Any, reader: str) -> None:
+    settings, repaired = ({key: word} for key, _, word in (text.partition("=") for text in (given, reader)))
+    with pytest.raises(ConfigError, match=f"{name}={value} with {given}: nothing reads .*{reader}"):
+        check(replace(GOOD, **settings, **{name: value}))
+    check(replace(GOOD, **repaired, **{name: value}))
 
 
 def test_more_epochs_need_a_ratio() -> None:

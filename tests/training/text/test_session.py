@@ -1,8 +1,10 @@
 """What a run draws, counts and measures, through `prepare`."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,12 @@ Start = Callable[..., tuple[Path, list[dict[str, Any]]]]
 def start(config: TrainConfig, tmp_path: Path) -> Start:
     """Run a changed config; return its folder and its metrics."""
 
+    number = count()
+
     def started(**changes: Any) -> tuple[Path, list[dict[str, Any]]]:
         changed = replace(config, **changes)
         session = prepare(changed)
-        path = tmp_path / "run"
+        path = tmp_path / f"run{next(number)}"
         with RunFolder.create(path, to_json(changed)) as run:
             assert train(run, session) == 0
         return path, [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -129,3 +133,25 @@ def test_the_last_measurement_is_sampled_and_greedy(start: Start, monkeypatch: p
     start(temperature=3.0, num_steps=1)
     assert asked[0] == (6, 3.0, 2)
     assert asked[-2:] == [(6, 3.0, 2), (6, 0.0, 1)]
+
+
+def test_a_sampler_that_claims_other_probabilities_is_corrected_for(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that each token is twice as likely as it is: every weight is a half, and so is the gradient."""
+    _, (_, plain) = start(num_steps=1)
+    _, (_, agreed) = start(num_steps=1, mismatch="truncated")
+    sample = Engine.sample
+
+    def boasting(self: Engine, prompts: Sequence[Sequence[int]], n: int, limits: Limits) -> Any:
+        answers = sample(self, prompts, n, limits)
+        return [[c._replace(logp=tuple(x + math.log(2) for x in c.logp)) for c in group] for group in answers]
+
+    monkeypatch.setattr(Engine, "sample", boasting)
+    _, (_, corrected) = start(num_steps=1, mismatch="truncated")
+    _, (_, masked) = start(num_steps=1, mismatch="masked", mismatch_low=0.6)
+    assert agreed["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
+    assert agreed["mismatch/weight_mean"] == pytest.approx(1, abs=1e-5)
+    assert corrected["grad_norm"] == pytest.approx(plain["grad_norm"] / 2, rel=1e-4)
+    assert corrected["mismatch/weight_mean"] == pytest.approx(1 / 2, abs=1e-5)
+    assert (masked["grad_norm"], masked["mismatch/frac_bounded"]) == (0, 1)

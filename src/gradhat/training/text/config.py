@@ -59,6 +59,15 @@ class TrainConfig:
     """The clipped surrogate ignores ratios above 1 + clip_high that would rise further."""
     kl_coef: float = 0.0
     """Weight of the KL divergence from the model the run started from; 0 keeps no reference model."""
+    mismatch: Literal["none", "truncated", "masked"] = "none"
+    """Weights of tokens between the sampler's probability and the trainer's own, which costs a forward pass:
+    none, the ratio cut at mismatch_cap, or 0 outside mismatch_low to mismatch_high."""
+    mismatch_cap: float = 2.0
+    """The largest weight of a token under `mismatch=truncated`."""
+    mismatch_low: float = 0.5
+    """Under `mismatch=masked` a token with a smaller ratio is left out."""
+    mismatch_high: float = 5.0
+    """Under `mismatch=masked` a token with a larger ratio is left out."""
     replace_silent: bool = True
     """Groups whose rewards are all equal carry no gradient: draw other prompts in their place."""
     max_replacements: int = 16
@@ -129,8 +138,9 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (COUNTS, lambda v: v >= 1, "1 or more"),
     (("lr_warmup_steps", "max_replacements"), lambda v: v >= 0, "0 or more"),
     (("lr", "weight_decay", "kl_coef", "clip_high"), lambda v: 0 <= v < math.inf, "0 or more"),
-    (("temperature", "max_grad_norm"), lambda v: 0 < v < math.inf, "more than 0"),
-    (("clip_low", "baseline_decay"), lambda v: 0 <= v <= 1, "0 to 1"),
+    (("temperature", "max_grad_norm", "mismatch_cap"), lambda v: 0 < v < math.inf, "more than 0"),
+    (("clip_low", "baseline_decay", "mismatch_low"), lambda v: 0 <= v <= 1, "0 to 1"),
+    (("mismatch_high",), lambda v: 1 <= v < math.inf, "1 or more"),
     (("curriculum_threshold",), lambda v: 0 < v <= 1, "more than 0, at most 1"),
     (("betas",), lambda v: all(0 <= beta < 1 for beta in v), "two values from 0 up to, not including, 1"),
     (("num_threads",), lambda v: v is None or v >= 1, "1 or more"),
@@ -184,13 +194,23 @@ def _check_algorithm(config: TrainConfig) -> None:
 
 
 def _check_unread(config: TrainConfig, *, corrects: bool) -> None:
-    """Refuse a setting that is given and that the algorithm does not read: nothing would follow from it."""
-    unread = [] if corrects else [("clip_low", "grpo"), ("clip_high", "grpo")]
-    unread += [] if config.algorithm == REINFORCE else [("baseline_decay", REINFORCE)]
-    for name, reader in unread:
+    """Refuse a setting that is given and that nothing reads: no change would follow from it."""
+    algorithm, mismatch = f"algorithm={config.algorithm}", f"mismatch={config.mismatch}"
+    unread: list[tuple[str, str, str]] = []
+    if not corrects:
+        unread += [(name, algorithm, "algorithm=grpo") for name in ("clip_low", "clip_high")]
+    if config.algorithm == REINFORCE:
+        unread.append(("mismatch", algorithm, "algorithm=rloo"))
+    else:
+        unread.append(("baseline_decay", algorithm, f"algorithm={REINFORCE}"))
+    if config.mismatch != "truncated":
+        unread.append(("mismatch_cap", mismatch, "mismatch=truncated"))
+    if config.mismatch != "masked":
+        unread += [(name, mismatch, "mismatch=masked") for name in ("mismatch_low", "mismatch_high")]
+    for name, given, reader in unread:
         value, default = getattr(config, name), getattr(TrainConfig, name)
         if value != default:
             raise ConfigError(
-                f"{name}={value} with algorithm={config.algorithm}: it does not read this setting. "
-                f"Leave it at {default}, or use algorithm={reader}."
+                f"{name}={value} with {given}: nothing reads this setting. "
+                f"Leave it at {default}, or use {reader}."
             )
