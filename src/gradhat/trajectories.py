@@ -178,6 +178,10 @@ class Transitions:
     """bool `[B]`."""
     discounts: Tensor
     """float32 `[B]`: the weight of the successor's value."""
+    later: Tensor
+    """float32 `[B]`: Σ_{0<i<k} γ^i, the weight of the own steps behind the first; 0 where there is none."""
+    later_logp: Tensor
+    """float32 `[B]`: Σ_{0<i<k} γ^i log π(a_i | s_i) of the same steps, as each was sampled."""
     weights: Tensor
     """float32 `[B]`: importance weights that undo a prioritised draw; 1 in a uniform one."""
     index: Tensor

@@ -24,13 +24,23 @@ def continuous(num_rows: int, *, num_inputs: int = 3, num_components: int = 2, s
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=F64, generator=generator)
 
+    seen, actions, rewards, following = (
+        normal(num_rows, num_inputs),
+        normal(num_rows, num_components).tanh(),
+        normal(num_rows),
+        normal(num_rows, num_inputs),
+    )
+    terminated = torch.rand(num_rows, generator=generator) < 0.3
+    span = torch.randint(1, 4, (num_rows,), generator=generator)
     return Transitions(
-        observations=normal(num_rows, num_inputs),
-        actions=normal(num_rows, num_components).tanh(),
-        rewards=normal(num_rows),
-        next_observations=normal(num_rows, num_inputs),
-        terminated=torch.rand(num_rows, generator=generator) < 0.3,
-        discounts=0.9 ** torch.randint(1, 4, (num_rows,), generator=generator).to(F64),
+        observations=seen,
+        actions=actions,
+        rewards=rewards,
+        next_observations=following,
+        terminated=terminated,
+        discounts=0.9 ** span.to(F64),
+        later=(0.9 * (span > 1) + 0.81 * (span > 2)).to(F64),
+        later_logp=torch.where(span > 1, rewards * seen[:, 0], 0),
         weights=torch.rand(num_rows, dtype=F64, generator=generator) + 0.5,
         index=torch.arange(num_rows),
     )

@@ -43,6 +43,8 @@ def rows(*transitions: tuple[int, int, float, int, bool, float], num_states: int
         next_observations=one_hot(torch.tensor(following), num_states).to(F64),
         terminated=torch.tensor(terminated),
         discounts=torch.tensor(discounts, dtype=F64),
+        later=torch.zeros(len(states)),
+        later_logp=torch.zeros(len(states)),
         weights=torch.ones(len(states), dtype=F64),
         index=torch.arange(len(states)),
     )
@@ -225,6 +227,8 @@ def every_step(mdp: TabularMDP) -> Transitions:
         next_observations=one_hot(following, num_states).float(),
         terminated=mdp.terminal[following],
         discounts=torch.full((len(states),), mdp.gamma),
+        later=torch.zeros(len(states)),
+        later_logp=torch.zeros(len(states)),
         weights=probs[states, actions, following].float(),
         index=torch.arange(len(states)),
     )

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from replayed import F64, apart, continuous, gradient, plain, resumes, same, seeded
@@ -10,6 +11,8 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from gradhat.algorithms import sac
 from gradhat.algorithms.sac import Settings, State
+from gradhat.rollouts.replay import Replay
+from gradhat.trajectories import Trajectories
 
 LOW, HIGH = torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 4.0])
 SETTINGS = Settings(hidden=(8, 6), temperature=0.3)
@@ -67,11 +70,18 @@ def test_the_critics_are_fitted_to_the_soft_value() -> None:
     actions, logp, flat = drawn(twin, batch.next_observations, noises()[0])
     both = twin.critics_target(batch.next_observations, actions)
 
-    def y(soft: Tensor) -> Tensor:
-        return (batch.rewards + batch.discounts * ~batch.terminated * soft).detach()
+    paid = batch.later_logp + batch.later * ((HIGH - LOW) / 2).double().log().sum()
+
+    def y(soft: Tensor, owed: Tensor = paid) -> Tensor:
+        following = batch.discounts * ~batch.terminated * soft
+        return (batch.rewards - TEMPERATURE * owed + following).detach()
 
     worst = both.min(0).values
-    same(found, critics_gradient(twin, y(worst - TEMPERATURE * logp)))
+    right = worst - TEMPERATURE * logp
+    same(found, critics_gradient(twin, y(right)))
+    # Planted: later steps that owe nothing, and those whose log π is in the unit of the actions.
+    for owed in (torch.zeros(16), batch.later_logp, -paid):
+        assert apart(found, critics_gradient(twin, y(right, owed)))
     # Planted: the larger one, no entropy, entropy with the wrong sign, no log-det, the trained critics,
     # the first temperature.
     own = twin.critics(batch.next_observations, actions).min(0).values
@@ -84,6 +94,52 @@ def test_the_critics_are_fitted_to_the_soft_value() -> None:
         worst - SETTINGS.temperature * logp,
     ):
         assert apart(found, critics_gradient(twin, y(planted)))
+
+
+def test_a_return_of_two_steps_is_soft_in_both() -> None:
+    """Out of the real memory: γ = 1/2; cut by a death at step 1, by the newest step at step 3."""
+    steps, gamma = 4, 0.5
+    random = torch.Generator().manual_seed(2)
+    seen, after = torch.randn(2, 1, steps, 3, generator=random)
+    actions = torch.stack([torch.tensor([0.5, -1.0]), torch.tensor([-0.25, 2.0])] * 2)[None]
+    logp = torch.tensor([[-0.5, -1.5, 0.25, -0.75]])
+    rewards = torch.tensor([[1.0, 2.0, 4.0, 8.0]])
+    died = torch.tensor([[False, True, False, False]])
+    ring = Replay(steps, 1, (3,), (2,), action_dtype=np.float32, gamma=gamma, n_step=2)
+    nothing = torch.zeros(1, dtype=torch.long)
+    mask, never = torch.ones_like(died), torch.zeros_like(died)
+    ring.add(
+        Trajectories(
+            seen, actions, mask, logp, rewards, died, never, nothing, nothing, next_observations=after
+        )
+    )
+    drawn_from = ring.sample(16, np.random.default_rng(0))
+    rows = drawn_from.index
+    assert rows.unique().tolist() == [0, 1, 2, 3]
+
+    # log π of the actions in (−1, 1): that in the box, and log of half its width.
+    inside = logp[0] + ((HIGH - LOW) / 2).log().sum()
+    state, twin = made(), made()
+    found = gradient(state.critics, lambda: sac.update(state, drawn_from, SETTINGS))
+    following = drawn_from.next_observations
+    assert torch.equal(following, after[0, torch.tensor([1, 1, 3, 3])[rows]])
+    ahead, next_logp, _ = drawn(twin, following, noises()[0])
+    soft = twin.critics_target(following, ahead).min(0).values - TEMPERATURE * next_logp
+    lone = torch.stack(
+        [
+            1 + gamma * (2 - TEMPERATURE * inside[1]),
+            torch.tensor(2.0),
+            4 + gamma * (8 - TEMPERATURE * inside[3]),
+            torch.tensor(8.0),
+        ]
+    )
+    discounts = torch.tensor([0, 0, gamma**2, gamma])
+    y = (lone[rows] + discounts[rows] * soft).detach()
+    first, second = twin.critics(drawn_from.observations, drawn_from.actions)
+    loss = ((first - y) ** 2 + (second - y) ** 2).mean() / 2
+    wanted = list(torch.autograd.grad(loss, list(twin.critics.parameters())))
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
 
 def test_the_actor_climbs_the_soft_value() -> None:

@@ -173,14 +173,14 @@ def test_the_greedy_action_is_that_of_the_mean() -> None:
 
 
 def critics(num_critics: int = 2) -> ContinuousQ:
-    return ContinuousQ(3, 2, num_critics=num_critics, hidden=(8, 6), generator=seeded()).double()
+    return ContinuousQ(3, Box(LOW, HIGH), num_critics=num_critics, hidden=(8, 6), generator=seeded()).double()
 
 
 def test_critics_are_networks_apart() -> None:
     q, x = critics(), seen(5)
     actions = torch.randn(5, 2, dtype=F64, generator=seeded(4))
     for c in range(2):
-        y = torch.cat([x, actions], -1)
+        y = torch.cat([x, (actions - (HIGH + LOW) / 2) / ((HIGH - LOW) / 2)], -1)
         for i, (weight, bias) in enumerate(zip(q.weights, q.biases, strict=True)):
             y = linear(y, weight[c].T, bias[c, 0])
             y = y.relu() if i < 2 else y
@@ -188,6 +188,17 @@ def test_critics_are_networks_apart() -> None:
     torch.testing.assert_close(q.first(x, actions), q(x, actions)[0])
     gradients = torch.autograd.grad(q(x, actions)[1].sum(), list(q.parameters()))
     assert all(bool((g[0] == 0).all()) and bool((g[1] != 0).any()) for g in gradients)
+
+
+def test_critics_see_actions_without_their_unit() -> None:
+    box, x = Box(LOW, HIGH), seen(5)
+    inside = 2 * torch.rand(5, 2, dtype=F64, generator=seeded(4)) - 1
+    torch.testing.assert_close(box.inside(box(inside.float())).double(), inside, atol=1e-6, rtol=0)
+    for corner, wanted in ((LOW, -1.0), (HIGH, 1.0)):
+        assert box.inside(corner).tolist() == [wanted] * 2
+    wide = ContinuousQ(3, Box(1000 * LOW, 1000 * HIGH), num_critics=2, hidden=(8, 6), generator=seeded())
+    actions = box.double()(inside)
+    torch.testing.assert_close(wide.double()(x, 1000 * actions), critics()(x, actions))
 
 
 def test_each_critic_begins_orthogonal_and_its_own() -> None:

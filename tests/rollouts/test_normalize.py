@@ -41,7 +41,7 @@ def test_running_moments_are_those_of_two_passes(
         np.testing.assert_allclose(moments.mean, kept.mean(0), rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(moments.variance, kept.var(0), rtol=1e-6, atol=1e-9)
     else:
-        assert (moments.scale == 1).all()
+        assert np.isinf(moments.scale).all()
 
 
 def test_rows_of_float32_are_summed_in_float64() -> None:
@@ -52,13 +52,44 @@ def test_rows_of_float32_are_summed_in_float64() -> None:
 
 
 def test_a_normalised_number_is_its_distance_in_standard_deviations() -> None:
-    """Worked by hand: 1 and 5 have mean 3 and deviation 2. What never varied is centred and not divided."""
+    """Worked by hand: 1 and 5 have mean 3 and deviation 2. What never varied is 0, whatever comes."""
     moments = RunningMoments((2,))
     moments.update(np.array([[1.0, 7.0], [5.0, 7.0]]))
     found = normalise(np.array([[3.0, 7.0], [6.0, 8.5], [-99.0, 107.0]]), moments)
     assert found.dtype == np.float32
-    assert found.tolist() == [[0.0, 0.0], [1.5, 1.5], [-10.0, 10.0]]
+    assert found.tolist() == [[0.0, 0.0], [1.5, 0.0], [-10.0, 0.0]]
     assert normalise(np.array([9.0, 7.0]), moments, clip=2.0).tolist() == [2.0, 0.0]
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6, 2.0**-40])
+def test_a_normalised_number_has_no_unit(unit: float) -> None:
+    """Observations in metres or in kilometres, rewards in euros or in cents, from the first step on. Some
+    components vary by 1e-5 of what they are, some by rounding alone, some never.
+    """
+    random = np.random.default_rng(0)
+    spread = np.array([1.0, 1e-5, 1e-8, 0.0])
+    plain, other = RunningMoments((4,)), RunningMoments((4,))
+    found: list[list[np.ndarray]] = [[], []]
+    for size in (1, 2, 1, 5, 200):
+        rows = 1.0 + spread * random.normal(size=(size, 4))
+        final = rows[:1] + 0.5
+        for side, moments, one in ((0, plain, 1.0), (1, other, unit)):
+            moments.update(one * rows)
+            found[side] += [normalise(one * rows, moments), normalise(one * final, moments)]
+    np.testing.assert_allclose(np.concatenate(found[1]), np.concatenate(found[0]), atol=1e-4)
+    last = found[0][-2]
+    assert last[:, :2].std(0) == pytest.approx([1, 1], rel=0.1) and not np.any(last[:, 2:])
+
+    lived = lives(4, 3, 60, die=0.1, cut=0.1)
+    rewards = np.array([life.rewards for life in lived])
+    rewards[:3] = 1.5
+    scales = RewardScale(3, GAMMA), RewardScale(3, GAMMA)
+    for life, paid in zip(lived, rewards, strict=True):
+        mine, theirs = (
+            scale.update(one * paid, life.terminated | life.truncated, life.own)
+            for scale, one in zip(scales, (1.0, unit), strict=True)
+        )
+        np.testing.assert_allclose(theirs, mine, rtol=1e-5)
 
 
 def test_a_frozen_copy_stays_while_the_original_goes_on() -> None:
@@ -130,7 +161,7 @@ def plain_scale(lived: list[Life], resets_at: str) -> list[list[float]]:
                 "every dummy": not own,
             }[resets_at]
             behind[env] = 0.0 if reset else behind[env]
-        std = np.std(everything) or 1.0
+        std = np.std(everything) or abs(everything[0]) or 1.0
         scaled = np.clip(np.where(life.own, life.rewards, 0) / std, -10, 10)
         answers.append(scaled.tolist())
     return answers
@@ -178,9 +209,10 @@ def test_after_a_reset_everywhere_the_sums_begin_anew_and_the_statistics_stay() 
 
 
 def test_the_first_reward_is_not_blown_up() -> None:
-    """One return has no spread, and neither have equal ones: nothing is divided yet."""
+    """One return has no spread, and neither have equal ones: they are divided by their size."""
     own, ended = np.ones(4, np.bool_), np.zeros(4, np.bool_)
-    assert RewardScale(4, GAMMA).update(np.full(4, 1.5), ended, own).tolist() == [1.5] * 4
+    for paid, wanted in ((1.5, 1.0), (-1e-9, -1.0), (0.0, 0.0)):
+        assert RewardScale(4, GAMMA).update(np.full(4, paid), ended, own).tolist() == [wanted] * 4
 
 
 def test_a_restored_reward_scale_goes_on_to_the_bit_in_the_middle_of_episodes() -> None:

@@ -30,6 +30,7 @@ class Step(NamedTuple):
     reward: float
     terminated: bool
     truncated: bool
+    logp: float
 
 
 class Twin(NamedTuple):
@@ -40,6 +41,8 @@ class Twin(NamedTuple):
     next_observation: float
     terminated: bool
     discount: float
+    later: float
+    later_logp: float
 
 
 class Stream:
@@ -55,7 +58,7 @@ class Stream:
     def collect(self, steps: int) -> Trajectories:
         rows = [[self._step(lane) for _ in range(steps)] for lane in self.lived]
         own = torch.tensor([[step is not None for step in row] for row in rows])
-        dummy = Step(-7, -7, np.nan, True, False)
+        dummy = Step(-7, -7, np.nan, True, False, np.nan)
 
         def column(name: str) -> Tensor:
             return torch.tensor([[getattr(step or dummy, name) for step in row] for row in rows])
@@ -65,7 +68,7 @@ class Stream:
             observations=torch.stack([seen, -seen], -1),
             actions=column("action"),
             mask=own,
-            logp=torch.zeros(own.shape),
+            logp=column("logp").float(),
             rewards=column("reward").float(),
             terminated=column("terminated"),
             truncated=column("truncated"),
@@ -81,7 +84,8 @@ class Stream:
         ended = self.random.random() < self.ends
         died = bool(self.random.random() < 0.5)
         action, reward = int(self.random.integers(5)), float(self.random.normal())
-        lane.append(Step(self.count, action, reward, ended and died, ended and not died))
+        logp = -(self.count % 7) / 8
+        lane.append(Step(self.count, action, reward, ended and died, ended and not died, logp))
         return lane[-1]
 
 
@@ -90,17 +94,25 @@ def twins(lane: list[Step], length: int, n_step: int) -> dict[int, Twin]:
     kept = lane[-length:]
     expected: dict[int, Twin] = {}
     for first in range(len(kept)):
-        reward, discount, last = 0.0, 1.0, first
+        reward, discount, later, later_logp, last = 0.0, 1.0, 0.0, 0.0, first
         for k in range(n_step):
             if first + k == len(kept):
                 break
             last = first + k
             reward += discount * kept[last].reward
+            if k > 0:
+                later, later_logp = later + discount, later_logp + discount * kept[last].logp
             discount *= GAMMA
             if kept[last].terminated or kept[last].truncated:
                 break
         expected[kept[first].observation] = Twin(
-            kept[first].action, reward, kept[last].observation + 0.5, kept[last].terminated, discount
+            kept[first].action,
+            reward,
+            kept[last].observation + 0.5,
+            kept[last].terminated,
+            discount,
+            later,
+            later_logp,
         )
     return expected
 
@@ -117,6 +129,8 @@ def drawn(batch: Transitions) -> dict[int, Twin]:
             float(batch.next_observations[i, 0]),
             bool(batch.terminated[i]),
             float(batch.discounts[i]),
+            float(batch.later[i]),
+            float(batch.later_logp[i]),
         )
         assert found.setdefault(number, twin) == twin
     return found
@@ -486,10 +500,19 @@ def test_what_cannot_be_drawn_or_prioritised_is_refused() -> None:
         Replay(12, 2, (2,), (1,), **MAKE),
         Replay(12, 2, (2,), (), action_dtype=np.float32, gamma=GAMMA),
         Replay(12, 2, (2,), (), alpha=0.5, **MAKE),
+        Replay(12, 2, (2,), (), n_step=2, **MAKE),
+        Replay(12, 2, (2,), (), **(MAKE | {"gamma": 0.5})),
     ],
 )
 def test_the_state_of_another_replay_is_refused(other: Replay) -> None:
     ring = Replay(12, 2, (2,), (), **MAKE)
     with pytest.raises(RunError, match="Resume with the settings"):
         ring.restore(other.state())
-    ring.restore(Replay(12, 2, (2,), (), n_step=2, **MAKE).state())
+    ring.restore(Replay(12, 2, (2,), (), **MAKE).state())
+
+
+def test_priorities_of_another_exponent_are_refused() -> None:
+    """They are stored as p^α."""
+    ring = Replay(12, 2, (2,), (), alpha=0.5, **MAKE)
+    with pytest.raises(RunError, match=r"'alpha': 0.5.*'alpha': 0.6"):
+        ring.restore(Replay(12, 2, (2,), (), alpha=0.6, **MAKE).state())

@@ -1,15 +1,19 @@
 """SAC: TD3's critics under a random actor, that is paid for staying random.
 
-    a′ ~ π(· | s′)        y = r + γ^k (1 − terminated) [min_c Q′_c(s′, a′) − α log π(a′ | s′)]
+    a′ ~ π(· | s′)        y = r̂ + γ^k (1 − terminated) [min_c Q′_c(s′, a′) − α log π(a′ | s′)]
+    r̂ = Σ_{i<k} γ^i r_i − α Σ_{0<i<k} γ^i log π(a_i | s_i)
     minimise Σ_c mean w (Q_c(s, a) − y)² / 2
     maximise mean [min_c Q_c(s, a_θ) − α log π(a_θ | s)]        a_θ = f(s, ε; θ), reparametrised
     minimise −log α · mean [log π(a_θ | s) + H]                 so that the entropy of π comes to H
 
 Here log π is measured with actions in (−1, 1): the same policy is as random whatever the unit of its actions.
+What a transition of k steps pays for its later steps is −α times the log-probability with which each was
+sampled; the first action is Q's own, and owes nothing.
 
 Sources: Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications", section 5 for the temperature
 α (log α in place of α is their code's), appendix C for the bounds; Fujimoto et al. 2018 for the min of two.
-Failure case: what is maximised is not the return. Where actions must be exact H forbids it: lower it.
+Failure cases: what is maximised is not the return, and where actions must be exact H forbids it: lower it.
+With k > 1 rewards and log-probabilities in between are those of older policies.
 """
 
 import math
@@ -64,8 +68,9 @@ class State:
 def init(num_inputs: int, low: Tensor, high: Tensor, settings: Settings, generator: torch.Generator) -> State:
     """Return the networks for observations `[B, num_inputs]` and actions between `low` and `high`, `[A]`."""
     hidden = settings.hidden
-    actor = SquashedGaussian(num_inputs, Box(low, high), hidden=hidden, generator=generator)
-    critics = ContinuousQ(num_inputs, len(low), num_critics=2, hidden=hidden, generator=generator)
+    box = Box(low, high)
+    actor = SquashedGaussian(num_inputs, box, hidden=hidden, generator=generator)
+    critics = ContinuousQ(num_inputs, box, num_critics=2, hidden=hidden, generator=generator)
     log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))
     return State(
         actor,
@@ -85,7 +90,8 @@ def update(state: State, batch: Transitions, settings: Settings) -> Update:
         next_actions, next_logp = sample(state, batch.next_observations)
         next_q = state.critics_target(batch.next_observations, next_actions).amin(0)
         next_values = next_q - temperature * next_logp
-        y = bootstrap.value(batch.rewards, next_values, batch.terminated, batch.discounts)
+        rewards = batch.rewards - temperature * later_logp(state, batch)
+        y = bootstrap.value(rewards, next_values, batch.terminated, batch.discounts)
     fitted = fit(state.critics, state.critics_optimizer, batch, y)
 
     actions, logp = sample(state, batch.observations)
@@ -97,6 +103,11 @@ def update(state: State, batch: Transitions, settings: Settings) -> Update:
     state.num_updates += 1
     actor = {"actor_q": q.detach(), "entropy": entropy.detach(), "temperature": temperature}
     return Update(fitted.metrics | actor, fitted.td_errors)
+
+
+def later_logp(state: State, batch: Transitions) -> Tensor:
+    """Return Σ_{0<i<k} γ^i log π(a_i | s_i), `[B]`, of actions in (−1, 1): the memory's are in the box."""
+    return batch.later_logp + batch.later * state.actor.box.scale.log().sum()
 
 
 def sample(state: State, observations: Tensor) -> tuple[Tensor, Tensor]:

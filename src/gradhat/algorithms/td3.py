@@ -64,8 +64,9 @@ class State:
 def init(num_inputs: int, low: Tensor, high: Tensor, settings: Settings, generator: torch.Generator) -> State:
     """Return the networks for observations `[B, num_inputs]` and actions between `low` and `high`, `[A]`."""
     hidden = settings.hidden
-    actor = Deterministic(num_inputs, Box(low, high), hidden=hidden, generator=generator)
-    critics = ContinuousQ(num_inputs, len(low), num_critics=2, hidden=hidden, generator=generator)
+    box = Box(low, high)
+    actor = Deterministic(num_inputs, box, hidden=hidden, generator=generator)
+    critics = ContinuousQ(num_inputs, box, num_critics=2, hidden=hidden, generator=generator)
     return State(
         actor,
         critics,

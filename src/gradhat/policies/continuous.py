@@ -53,6 +53,10 @@ class Box(nn.Module):
         """Map `[*N, A]` from (−1, 1) to the box."""
         return torch.addcmul(self.center, self.scale, inside)
 
+    def inside(self, actions: Tensor) -> Tensor:
+        """Map `[*N, A]` from the box back to [−1, 1]: actions without their unit."""
+        return (actions - self.center) / self.scale
+
     def clip(self, actions: Tensor) -> Tensor:
         """Return the nearest actions in the box."""
         return torch.clamp(actions, self.low, self.high)
@@ -160,20 +164,25 @@ class SquashedGaussian(nn.Module):
 
 
 class ContinuousQ(nn.Module):
-    """Q_c(s, a) of C critics that share nothing, in one batched set of weights: one product for all."""
+    """Q_c(s, a) of C critics that share nothing, in one batched set of weights: one product for all.
+
+    The network sees actions in [−1, 1], whatever their unit: a box a thousand times as wide is the same
+    problem of optimisation.
+    """
 
     def __init__(
         self,
         num_inputs: int,
-        num_components: int,
+        box: Box,
         *,
         num_critics: int,
         hidden: Sequence[int],
         generator: torch.Generator,
     ) -> None:
-        """`num_components` of an action. Orthogonal initialisation, each critic its own; biases 0."""
+        """`box` is where actions lie. Orthogonal initialisation, each critic its own; biases 0."""
         super().__init__()
-        sizes = (num_inputs + num_components, *hidden, 1)
+        self.box = box
+        sizes = (num_inputs + len(box.low), *hidden, 1)
         self.num_critics = num_critics
         self.weights = nn.ParameterList(torch.empty(num_critics, into, out) for into, out in pairwise(sizes))
         self.biases = nn.ParameterList(torch.zeros(num_critics, 1, out) for out in sizes[1:])
@@ -195,7 +204,7 @@ class ContinuousQ(nn.Module):
             (weight[:count], bias[:count])
             for weight, bias in zip(members(self.weights), members(self.biases), strict=True)
         )
-        x = torch.cat([observations, actions], -1).to(last[0].dtype).expand(count, -1, -1)
+        x = torch.cat([observations, self.box.inside(actions)], -1).to(last[0].dtype).expand(count, -1, -1)
         for weight, bias in hidden:
             x = torch.baddbmm(bias, x, weight).relu_()
         return torch.baddbmm(last[1], x, last[0])[..., 0]

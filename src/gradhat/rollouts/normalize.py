@@ -21,8 +21,8 @@ Bools = NDArray[np.bool_]
 
 CLIP = 10.0
 """Largest normalised number, either way: five to ten standard deviations are an accident, not a signal."""
-NO_SPREAD = 1e-8
-"""A variance up to this is rounding, or nothing has varied yet: such a component is not divided."""
+ROUNDING = 1e-6
+"""A deviation up to this share of the mean is the rounding of float32, of a few operations, and no spread."""
 
 
 class RunningMoments:
@@ -50,9 +50,9 @@ class RunningMoments:
 
     @property
     def scale(self) -> Floats:
-        """The standard deviation; 1 for what has not varied."""
-        variance = self.variance
-        return np.sqrt(np.where(variance > NO_SPREAD, variance, 1.0))
+        """The standard deviation; infinite for what has not varied, but for rounding."""
+        std = np.sqrt(self.variance)
+        return np.where(std > ROUNDING * np.abs(self.mean), std, np.inf)
 
     def update(self, rows: NDArray[Any], own: Bools | None = None) -> None:
         """Take in `rows` `[N, *O]`, only those where `own` `[N]`. A frozen copy stays as it is.
@@ -106,8 +106,8 @@ class RunningMoments:
 def normalise(x: NDArray[Any], moments: RunningMoments, clip: float = CLIP) -> NDArray[np.float32]:
     """Return (x - mean) / std, clipped to ±`clip`, float32 in the shape of `x`, `[N, *O]` or `[*O]`.
 
-    A component that has not varied is centred and not divided, so that its first change is not a jump to
-    the border.
+    Free of units: metres and kilometres give the same numbers. A component that has not varied has no unit to
+    be told in: it is 0, and so is its first change where the statistics have not seen it.
     """
     return np.clip((x - moments.mean) / moments.scale, -clip, clip).astype(np.float32)
 
@@ -118,9 +118,11 @@ class RewardScale:
         G ← γ G + r        r / std(G), clipped to ±10        G ← 0 after an end, terminated or truncated
 
     G is the discounted sum of the rewards behind, one for every environment. Its mean is not subtracted: that
-    would pay or punish being alive. Source: reward scaling in Engstrom et al. 2020. Failure cases: the unit
-    of the rewards drifts, most of all at the start, so that values learned early are in another unit; and
-    clipping changes the objective where rewards are rare and large. Report raw returns.
+    would pay or punish being alive. As long as all sums are equal their size, |mean(G)|, stands for std(G).
+    Free of units: rewards in cents give the same numbers. Source: reward scaling in Engstrom et al. 2020.
+    Failure cases: the size of what is scaled drifts, most of all at the start, so that values learned early
+    are on another scale; and clipping changes the objective where rewards are rare and large. Report raw
+    returns.
     """
 
     def __init__(self, num_envs: int, gamma: float) -> None:
@@ -139,7 +141,12 @@ class RewardScale:
         self._returns = np.where(own, self._gamma * self._returns + rewards, self._returns)
         self.moments.update(self._returns, own)
         self._returns[ended & own] = 0.0
-        return np.where(own, np.clip(rewards / self.moments.scale, -CLIP, CLIP), 0).astype(np.float32)
+        return np.where(own, np.clip(rewards / self._unit(), -CLIP, CLIP), 0).astype(np.float32)
+
+    def _unit(self) -> float:
+        """Return std(G), or |G| where all are equal, or 1 where all are 0."""
+        std, size = float(self.moments.scale), abs(float(self.moments.mean))
+        return std if np.isfinite(std) else size or 1.0
 
     def begin_anew(self) -> None:
         """Set G to 0 everywhere: all environments were reset. The statistics stay."""

@@ -9,6 +9,9 @@ it was truncated the successor is the final observation. And at the newest step 
 nothing follows yet: the shorter return bootstraps and is as right as the longer one. What lies behind the
 newest step of a full ring is the oldest one, and is never joined to it.
 
+What an algorithm that pays for entropy owes the steps in between is drawn along, from the log-probabilities
+with which their actions were sampled.
+
 Shapes: `N` environments, `T` steps, `B` draws, `L` steps in the ring of one environment, `*O` of an
 observation, `*A` of an action. Step `slot` of environment `lane` is row `slot · N + lane`, so that what an
 environment did next is `N` rows further on, wrapped.
@@ -48,7 +51,8 @@ class Replay:
     changed distribution in full. Failure case: with β < 1 what is minimised is not the mean loss over the
     memory; and w corrects the draw only, not that the steps come from older policies.
 
-    n > 1 is uncorrected: the rewards between are those of the old policies, a bias that grows with n.
+    n > 1 is uncorrected: the rewards between, and the log-probabilities, are those of the old policies, a
+    bias that grows with n.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Replay:
         self._offsets = np.arange(n_step) * num_envs
         self._steps = np.arange(n_step)
         self._discounts = (gamma ** np.arange(n_step + 1)).astype(np.float32)
+        self._plan = {"gamma": gamma, "n_step": n_step, "alpha": alpha}
         self._alpha = alpha
         self._tree = None if alpha is None else SumTree(self.capacity)
         self._largest = 1.0
@@ -211,7 +216,7 @@ class Replay:
             "observation_shape": list(self._ring["observations"].shape[1:]),
             "action_shape": list(actions.shape[1:]),
             "action_dtype": actions.dtype.name,
-            "prioritised": self._tree is not None,
+            **self._plan,
         }
 
     def _check(self, parts: Mapping[str, Tensor]) -> None:
@@ -253,7 +258,9 @@ class Replay:
         stop = self._stop[steps]
         stop[:, -1] = True
         last = stop.argmax(1)
-        rewards = np.where(self._steps <= last[:, None], self._ring["rewards"][steps], 0)
+        spans = self._steps <= last[:, None]
+        rewards = np.where(spans, self._ring["rewards"][steps], 0)
+        later = np.where(spans & (self._steps > 0), self._discounts[:-1], 0)
         final = steps[np.arange(len(index)), last]
 
         def rows(name: str, index: Ints) -> Tensor:
@@ -266,6 +273,8 @@ class Replay:
             next_observations=rows("next_observations", final),
             terminated=rows("terminated", final),
             discounts=torch.from_numpy(self._discounts[last + 1]),
+            later=torch.from_numpy(later.sum(1)),
+            later_logp=torch.from_numpy((later * self._ring["logp"][steps]).sum(1)),
             weights=torch.from_numpy(weights),
             index=torch.from_numpy(index),
         )
@@ -301,6 +310,7 @@ def _fields(
         "observations": _Field(observation_shape, real),
         "actions": _Field(action_shape, np.dtype(action_dtype)),
         "rewards": _Field((), real),
+        "logp": _Field((), real),
         "next_observations": _Field(observation_shape, real),
         "terminated": _Field((), flag),
         "ended": _Field((), flag),
@@ -319,6 +329,7 @@ def _parts(trajectories: Trajectories) -> dict[str, Tensor]:
         "observations": observations,
         "actions": trajectories.actions,
         "rewards": trajectories.rewards,
+        "logp": trajectories.logp,
         "next_observations": next_observations,
         "terminated": trajectories.terminated,
         "ended": trajectories.terminated | trajectories.truncated,
