@@ -7,7 +7,6 @@ the policy acts on next, what truly followed its action, and whether the action 
 Letters: `N` environments, `O` the size of a flat observation.
 """
 
-import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -16,7 +15,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 
 from gradhat.envs.gym_guards import check_finite, check_shapes, check_trouble, close, explained
+from gradhat.envs.gym_recorder import Lived
 from gradhat.envs.gym_spaces import Array, Float32, actions_of, flat_one, flat_size, flattened, played
+from gradhat.envs.gym_state import Unsavable, captured, dumps, loads, put_back
 from gradhat.envs.gym_vector import GymSpec, vector_of
 from gradhat.errors import ConfigError, TaskError
 
@@ -142,39 +143,51 @@ class World:
         return seen, final
 
     def snapshot(self) -> bytes:
-        """Return what `restore` needs to go on to the bit, in the middle of episodes.
+        """Return what `restore` needs to go on to the bit, in the middle of episodes: data, no code.
 
-        A native vector is pickled. The environments of a sync or async vector that `make` made are recorded;
-        see `gym_recorder.py` for what that assumes.
+        Of a native vector it is what its attributes hold; see `gym_state.py`. The environments of a sync or
+        async vector that `make` made are recorded; see `gym_recorder.py` for what that assumes. TaskError
+        where a native vector holds what cannot be written down.
         """
         live = self._begun("snapshot()")
         if isinstance(self._vector, SyncVectorEnv | AsyncVectorEnv):
-            state: Any = self._ask("snapshot()", self._vector.call, "snapshot")
-        else:
-            state = self._ask("snapshot()", pickle.dumps, self._vector)
-        return pickle.dumps((live, self._steps, state))
+            lived = self._ask("snapshot()", self._vector.call, "snapshot")
+            return dumps(captured({"live": live, "steps": self._steps, "lived": list(map(tuple, lived))}))
+        try:
+            return dumps(captured({"live": live, "steps": self._steps, "vector": self._vector}))
+        except Unsavable as error:
+            raise TaskError(
+                f"{self.name}, snapshot(): found an attribute whose state cannot be written down: {error}. "
+                "Use vectorization='sync'."
+            ) from error
 
     def restore(self, saved: bytes) -> None:
-        """Go on where `snapshot` was taken, in a world of the same spec.
+        """Go on where `snapshot` was taken, in a world of the same spec. Nothing in `saved` is executed.
 
-        The bytes are a pickle: restore only those that you saved.
+        TaskError where it was taken in a world of another spec, or was not taken at all.
         """
-        live, steps, state = pickle.loads(saved)
+        self._ask("restore()", self._vector.reset)
         single = isinstance(self._vector, SyncVectorEnv | AsyncVectorEnv)
-        if len(live) != self.num_envs or isinstance(state, bytes) is single:
+        try:
+            state = put_back({"vector": self._vector}, loads(saved))
+            live, steps, lived = state["live"], state["steps"], state.get("lived")
+            if single is (lived is None) or type(steps) is not int or live.dtype != np.bool_:
+                raise ValueError("it stepped in another way")
+            if live.shape != (self.num_envs,):
+                raise ValueError(f"{len(live)} environments")
+            if lived is not None:
+                lived = [Lived(*one) for one in lived]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise TaskError(
-                f"{self.name}, restore(): found what {len(live)} environments saved, but there are "
-                f"{self.num_envs}, or they step in another way. Use the same num_envs and vectorization."
-            )
+                f"{self.name}, restore(): found what another world saved ({error}), but there are "
+                f"{self.num_envs} environments here. Use the same num_envs and vectorization."
+            ) from error
         if isinstance(self._vector, SyncVectorEnv | AsyncVectorEnv):
-            self._ask("restore()", self._vector.reset)
-            for trouble in self._ask("restore()", self._vector.call, "restore", state):
+            for trouble in self._ask("restore()", self._vector.call, "restore", lived):
                 if trouble is not None:
                     raise TaskError(trouble)
             # Every environment repeats its last answer: the flags of the vector are then as they were.
             self._ask("restore()", self._vector.step, np.zeros_like(self._vector.action_space.sample()))
-        else:
-            self._vector = pickle.loads(state)
         self._live, self._steps = live, steps
 
     def render(self) -> Array | None:

@@ -13,6 +13,7 @@ from gymnasium.wrappers import FlattenObservation
 from gradhat.envs.gym_recorder import Recorder
 from gradhat.envs.gym_registry import making, registered
 from gradhat.envs.gym_spaces import actions_of, flat_size, is_flat
+from gradhat.envs.gym_state import Unsavable, captured
 from gradhat.errors import ConfigError
 
 
@@ -25,7 +26,7 @@ class GymSpec:
     num_envs: int = 1
     vectorization: Literal["auto", "native", "sync", "async"] = "auto"
     """native: the environment's own vector version. sync: one after the other, in this process. async: a
-    process for each. auto: native where the environment has one, otherwise sync."""
+    process for each. auto: native where the environment has one whose state can be saved, otherwise sync."""
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Arguments of gymnasium.make, such as {"continuous": True}."""
     autoreset: Literal["auto", "next_step", "same_step", "disabled"] = "auto"
@@ -46,6 +47,16 @@ def vector_of(spec: GymSpec) -> VectorEnv[Any, Any, Any]:
         if not _native(spec, found):
             return _one_by_one(spec, found)
         vector = gymnasium.make_vec(found, spec.num_envs, "vector_entry_point", **spec.kwargs)
+        try:
+            captured(vector)
+        except Unsavable as error:
+            vector.close()
+            if spec.vectorization == "auto":
+                return _one_by_one(spec, found)
+            raise ConfigError(
+                f"vectorization='native' of {spec.env}: found an attribute whose state cannot be written "
+                f"down: {error}. A run there could not go on from a checkpoint. Use 'sync' or 'async'."
+            ) from error
     mode = vector.metadata.get("autoreset_mode")
     if spec.autoreset != "auto" and mode is not AutoresetMode[spec.autoreset.upper()]:
         raise ConfigError(
