@@ -27,10 +27,10 @@ class Pieces:
         return "".join(self.pieces[i] for i in ids)
 
 
-def network(dtype: torch.dtype = torch.float64, sharpness: float = 1.0) -> Transformer:
+def network(dtype: torch.dtype = torch.float64, sharpness: float = 1.0, room: int = ROOM) -> Transformer:
     """A random network; `sharpness` scales its logits. Norms are random: at 1 they hide errors."""
     config = TransformerConfig(
-        VOCAB, 16, 24, 2, num_heads=4, num_kv_heads=2, head_dim=6, max_positions=ROOM, tied=False
+        VOCAB, 16, 24, 2, num_heads=4, num_kv_heads=2, head_dim=6, max_positions=room, tied=False
     )
     model = Transformer(config)
     generator = torch.Generator().manual_seed(0)

@@ -5,7 +5,7 @@ import torch
 from small import SHAPES, VOCAB, causal, network, tokens
 from torch import Tensor
 
-from gradhat.policies.language import attention, cache
+from gradhat.policies.language import cache
 from gradhat.policies.language.cache import PROMPTS_AT_ONCE, KVCache, read
 from gradhat.policies.language.transformer import Transformer
 
@@ -29,14 +29,13 @@ def last_state(model: Transformer, ids: tuple[int, ...]) -> Tensor:
     return model(torch.tensor(ids), torch.arange(len(ids)), causal)[-1]
 
 
-@pytest.mark.parametrize("short", [attention.SHORT, 0], ids=["short", "long"])
+@pytest.mark.parametrize("growth", [cache.GROWTH, 1, 5], ids=["whole", "token by token", "in fives"])
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
 def test_a_step_equals_a_full_forward_however_slots_come_and_go(
-    shape: str, short: int, monkeypatch: pytest.MonkeyPatch
+    shape: str, growth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "SHORT", short)
-    monkeypatch.setattr(cache, "SHORT", short)
+    monkeypatch.setattr(cache, "GROWTH", growth)
     model = network(shape)
     trunks = dict(zip(PROMPTS, read(model, [list(p) for p in PROMPTS.values()]), strict=True))
     slots = KVCache(model.config, 5, ROOM, model.embed.weight)

@@ -144,3 +144,60 @@ def test_micro_batches_keep_to_the_budget_and_do_not_cut_what_fits(
 
 def test_an_empty_batch_has_no_micro_batches() -> None:
     assert LanguagePolicy(network()).split(mixed().select([])) == []
+
+
+# Memory, and agreement with the sampler
+
+
+def saved_bytes(policy: LanguagePolicy, batch: Trajectories) -> int:
+    """What a forward keeps for its gradient: every storage once, the weights left out."""
+    ours = {p.untyped_storage().data_ptr() for p in policy.module.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in ours:
+            kept[storage.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        evaluation = policy.evaluate(batch)
+        sizes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        del evaluation
+    return sizes
+
+
+def drawn_batch(lengths: list[int], prompt: int) -> Trajectories:
+    return trajectories([tokens(prompt)] * len(lengths), [tokens(n, n) for n in lengths], [0] * len(lengths))
+
+
+SHAPES_OF_BATCHES = st.one_of(
+    st.lists(st.integers(1, 60), min_size=1, max_size=30),
+    st.builds(
+        lambda n, short, long: [short] * n + [long],
+        st.integers(1, 60),
+        st.integers(1, 20),
+        st.integers(1, 400),
+    ),
+)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(SHAPES_OF_BATCHES, st.integers(1, 50), st.sampled_from([100, 300, 1000]))
+def test_the_budget_bounds_what_a_micro_batch_keeps(lengths: list[int], prompt: int, budget: int) -> None:
+    """By the token: whatever the lengths, a token costs what it costs in a row of its own."""
+    policy, batch = LanguagePolicy(network(), token_budget=budget), drawn_batch(lengths, prompt)
+    per_token = saved_bytes(policy, drawn_batch([8], 8)) / 16
+    parts = [batch.select(rows) for rows in policy.split(batch)]
+    for part in sorted(parts, key=lambda part: part.mask.numel())[-2:]:
+        longest = prompt + int(part.mask.sum(-1).max())
+        # Places in the padded batch are kept too, a few bytes each.
+        padding = 16 * part.mask.numel()
+        assert saved_bytes(policy, part) <= 1.2 * per_token * max(budget, longest) + padding
+
+
+def test_one_long_completion_among_many_short_ones_keeps_no_more_than_its_tokens() -> None:
+    policy, lengths = LanguagePolicy(network(), token_budget=10_000), [480] + [60] * 60
+    mixed, even = drawn_batch(lengths, 20), drawn_batch([sum(lengths) // 61] * 61, 20)
+    assert len(policy.split(mixed)) == len(policy.split(even)) == 1
+    assert saved_bytes(policy, mixed) <= 1.1 * saved_bytes(policy, even) + 16 * mixed.mask.numel()

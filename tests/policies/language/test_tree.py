@@ -5,7 +5,7 @@ import torch
 from small import SHAPES, assert_same, causal, gradients, masked, network, tokens
 from torch import Tensor
 
-from gradhat.policies.language import attention
+from gradhat.policies.language import tree as room
 from gradhat.policies.language.transformer import Transformer
 from gradhat.policies.language.tree import Tree, plant
 
@@ -17,7 +17,7 @@ OWNER = [0, 2, 0, 1, 0, 2, 1]
 
 
 def of_tree(model: Transformer, tree: Tree) -> Tensor:
-    return model(tree.tokens, tree.positions, tree.attend(model.dtype))
+    return model(tree.tokens, tree.positions, tree.attend())
 
 
 def one_at_a_time(model: Transformer) -> Tensor:
@@ -46,13 +46,13 @@ def dense(model: Transformer) -> Tensor:
     return torch.cat([*trunks, *(branches[i] for i in range(len(BRANCHES)))])
 
 
-@pytest.mark.parametrize("short", [attention.SHORT, 0], ids=["short", "long"])
+@pytest.mark.parametrize("pairs", [room.PAIRS, 60, 1], ids=["one piece", "pieces", "a query a piece"])
 @pytest.mark.parametrize("twin", [one_at_a_time, dense])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_states_and_gradients_equal_those_of_the_twin(
-    monkeypatch: pytest.MonkeyPatch, shape: str, twin: object, short: int
+    monkeypatch: pytest.MonkeyPatch, shape: str, twin: object, pairs: int
 ) -> None:
-    monkeypatch.setattr(attention, "SHORT", short)
+    monkeypatch.setattr(room, "PAIRS", pairs)
     model = network(shape)
     ours, wanted = of_tree(model, plant(PROMPTS, BRANCHES, OWNER)), twin(model)  # type: ignore[operator]
     torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-12)
@@ -96,7 +96,8 @@ def test_positions_continue_those_of_the_trunk() -> None:
     tree = plant([(5, 6), (7,)], [(1, 2), (), (3,)], [1, 0, 0])
     assert tree.tokens.tolist() == [5, 6, 7, 1, 2, 3]
     assert tree.positions.tolist() == [0, 1, 0, 1, 2, 2]
-    assert tree.last_trunk_token().tolist() == [2, 1, 1]
+    assert tree.before_branches().tolist() == [2, 1, 1]
+    assert tree.branch_starts().tolist() == [3, 5, 5]
 
 
 def test_a_prompt_without_tokens_is_refused() -> None:
@@ -109,7 +110,7 @@ def test_the_gradient_does_not_depend_on_the_threads_timing() -> None:
     torch.manual_seed(0)
     owner = torch.randint(3, (63,)).tolist()
     tree = plant([tokens(40)] * 3, [tokens(2)] * 63, owner)
-    attend = tree.attend(torch.float32)
+    attend = tree.attend()
     size = len(tree.tokens)
     q = torch.randn(size, 3, 64)
     k, v = (torch.randn(size, 3, 64, requires_grad=True) for _ in range(2))

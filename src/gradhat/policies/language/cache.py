@@ -8,12 +8,16 @@ head size.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from gradhat.policies.language.attention import SHORT, attention, hide
+from gradhat.policies.language.attention import attention, hide
 from gradhat.policies.language.transformer import Transformer, TransformerConfig
 from gradhat.policies.language.tree import plant
 
+GROWTH = 128
+"""Tokens for which room is made at once: what is not used is read in vain, and making room copies all that
+is held."""
 PROMPTS_AT_ONCE = 16
 """Prompts read in one forward: enough rows for full speed, few enough that long prompts fit in memory."""
 
@@ -28,22 +32,26 @@ class Trunk(NamedTuple):
 
 
 class KVCache:
-    """A fixed number of slots, each with room for `length` tokens."""
+    """A fixed number of slots for up to `length` tokens each. Room is made when the longest sequence needs
+    it."""
 
     def __init__(self, config: TransformerConfig, num_slots: int, length: int, like: Tensor) -> None:
-        self.store = like.new_zeros(
-            config.num_layers, 2, num_slots, config.num_kv_heads, length, config.head_dim
-        )
-        """`[layers, 2, slots, K, length, D]`; the 2 are keys and values."""
+        self.length = length
+        shape = (2, num_slots, config.num_kv_heads, 0, config.head_dim)
+        self.layers = [like.new_zeros(shape) for _ in range(config.num_layers)]
+        """Of each layer `[2, slots, K, room, D]`; the 2 are keys and values."""
         self.lengths = torch.zeros(num_slots, dtype=torch.long)
         """Tokens held by each slot; 0 where the slot is free."""
         self.num_active = 0
 
     def admit(self, trunk: Tensor, copies: int) -> None:
         """Open `copies` slots that continue the same prompt. `trunk` is the store of one that was read."""
+        length = trunk.shape[3]
+        self._make_room(length)
         slots = slice(self.num_active, self.num_active + copies)
-        self.store[:, :, slots, :, : trunk.shape[3]] = trunk[:, :, None]
-        self.lengths[slots] = trunk.shape[3]
+        for layer, read in zip(self.layers, trunk, strict=True):
+            layer[:, slots, :, :length] = read[:, None]
+        self.lengths[slots] = length
         self.num_active += copies
 
     def release(self, slot: int) -> None:
@@ -51,7 +59,8 @@ class KVCache:
         last = self.num_active - 1
         if slot != last:
             used = int(self.lengths[last])
-            self.store[:, :, slot, :, :used] = self.store[:, :, last, :, :used]
+            for layer in self.layers:
+                layer[:, slot, :, :used] = layer[:, last, :, :used]
             self.lengths[slot] = used
         self.lengths[last] = 0
         self.num_active = last
@@ -61,19 +70,33 @@ class KVCache:
         rows = torch.arange(self.num_active)
         positions = self.lengths[: self.num_active].clone()
         self.lengths[: self.num_active] += 1
-        # Short rows are read whole: a product over a part of each row would first copy that part.
-        room = self.store.shape[4]
-        used = room if room <= SHORT else int(positions.max()) + 1
-        bias = hide((torch.arange(used) <= positions[:, None])[:, None], self.store.dtype)
+        self._make_room(int(positions.max()) + 1)
+        # Rows are read whole: a product over a part of each row would first copy that part.
+        room = self.layers[0].shape[3]
+        bias = hide((torch.arange(room) <= positions[:, None])[:, None], self.layers[0].dtype)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self.store[layer, :, : self.num_active]
+            keys, values = self.layers[layer][:, : self.num_active]
             keys[rows, :, positions] = k
             values[rows, :, positions] = v
-            keys, values = keys[:, :, :used].transpose(1, 2), values[:, :, :used].transpose(1, 2)
-            return attention(q[:, None], keys, values, bias).flatten(1)
+            shared = q.unflatten(1, (k.shape[1], 1, -1))
+            return attention(shared, keys, values, bias).flatten(1)
 
         return model(tokens, positions, attend)
+
+    def _make_room(self, length: int) -> None:
+        """Let every slot hold `length` tokens. One layer after the other, so that little is held twice."""
+        room = self.layers[0].shape[3]
+        if length <= room:
+            return
+        more = min(length + GROWTH, self.length) - room
+        for at, layer in enumerate(self.layers):
+            self.layers[at] = F.pad(layer, (0, 0, 0, more))
+
+
+def bytes_of_slot(config: TransformerConfig, length: int, dtype: torch.dtype) -> int:
+    """Return the memory that a slot with `length` tokens takes."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * length * dtype.itemsize
 
 
 def read(model: Transformer, prompts: list[list[int]]) -> list[Trunk]:
@@ -86,7 +109,7 @@ def read(model: Transformer, prompts: list[list[int]]) -> list[Trunk]:
 
 def _read(model: Transformer, prompts: list[list[int]]) -> list[Trunk]:
     tree = plant(prompts, [], [])
-    over_tree = tree.attend(model.dtype)
+    over_tree = tree.attend()
     kept: list[Tensor] = []
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ class _Logp(torch.autograd.Function):
         hidden, head, targets, entropy = ctx.saved_tensors
         grad_logp, grad_entropy = grads
         grad_hidden = torch.empty_like(hidden)
-        grad_head = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
+        wide = torch.promote_types(head.dtype, torch.float32)
+        grad_head = torch.zeros_like(head, dtype=wide) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden), CHUNK):
             rows = hidden[start : start + CHUNK]
             logits = F.linear(rows, head)
@@ -62,8 +63,9 @@ class _Logp(torch.autograd.Function):
                 logits[first : first + TILE] = grad.div_(ctx.temperature)
             torch.mm(logits, head, out=grad_hidden[start : start + CHUNK])
             if grad_head is not None:
-                grad_head.addmm_(logits.T, rows)
-        return grad_hidden, grad_head, None, None
+                # Added up in bfloat16, a chunk would lose what the others have.
+                grad_head.add_(torch.mm(logits.T, rows))
+        return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None
 
 
 def _wide(logits: Tensor, temperature: float) -> Tensor:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradhat.policies.language.attention import pad, places_of
 from gradhat.policies.language.logprob import chunked_logp
 from gradhat.policies.language.transformer import Transformer
-from gradhat.policies.language.tree import plant
+from gradhat.policies.language.tree import Tree, plant
 from gradhat.policies.policy import Evaluation
 from gradhat.trajectories import Trajectories
 
@@ -17,7 +16,8 @@ from gradhat.trajectories import Trajectories
 class LanguagePolicy:
     """π_θ(token | prefix) = softmax(logits / temperature).
 
-    `token_budget` bounds the tokens of one micro-batch.
+    `token_budget` bounds the tokens of one micro-batch, and with them its memory: a token costs the same in
+    a row of any length (`tree.py`).
     """
 
     module: Transformer
@@ -64,18 +64,16 @@ class LanguagePolicy:
         actions = trajectories.actions.tolist()
         # The last action has no successor to predict, so it is not an input.
         tree = plant(list(prompts), [actions[i][: max(0, n - 1)] for i, n in enumerate(lengths)], owner)
-        hidden = self.module(tree.tokens, tree.positions, tree.attend(self.module.dtype))
-        length = trajectories.actions.shape[1]
-        before = _states_before(tree.last_trunk_token(), tree.branch, tree.num_trunk_tokens, length)
+        hidden = self.module(tree.tokens, tree.positions, tree.attend())
         acted = trajectories.mask
         logp, entropy = chunked_logp(
-            hidden.index_select(0, before[acted]),
+            hidden.index_select(0, _states_before(tree, acted.shape[1])[acted]),
             self.module.head_weight,
             trajectories.actions[acted],
             temperature=self.temperature,
         )
-        places = places_of(acted)
-        return Evaluation(pad(logp, places, acted.shape), pad(entropy, places, acted.shape), None)
+        nothing = torch.zeros(acted.shape, dtype=logp.dtype)
+        return Evaluation(nothing.masked_scatter(acted, logp), nothing.masked_scatter(acted, entropy), None)
 
 
 def _lengths(trajectories: Trajectories) -> list[int]:
@@ -84,11 +82,9 @@ def _lengths(trajectories: Trajectories) -> list[int]:
     return [int(n) for n in (trajectories.mask * steps).amax(-1)]
 
 
-def _states_before(last_trunk: Tensor, branch: Tensor, num_trunk_tokens: int, length: int) -> Tensor:
-    """Stream index of the token after which action t is taken, int64 `[C, T]`; 0 where there is none."""
-    index = torch.zeros(branch.shape[0], length, dtype=torch.long)
-    index[:, 0] = last_trunk
-    real = torch.zeros(branch.shape[0], length - 1, dtype=torch.bool)
-    real[:, : branch.shape[1]] = branch
-    index[:, 1:][real] = num_trunk_tokens + torch.arange(int(branch.sum()))
-    return index
+def _states_before(tree: Tree, length: int) -> Tensor:
+    """Stream index of the token after which action t is taken, int64 `[C, T]`; meaningless behind the last
+    one."""
+    place = torch.arange(-1, length - 1) + tree.branch_starts()[:, None]
+    place[:, 0] = tree.before_branches()
+    return place.clamp_(max=len(tree.tokens) - 1)

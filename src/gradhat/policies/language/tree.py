@@ -2,77 +2,221 @@
 
 A group of G completions is a tree: the prompt is the trunk, each completion a branch. A token sees the trunk
 and its own branch up to itself. Written as a mask over one row per group, attention would score every branch
-against every other and throw the scores away. So the trunk and the branches are attended separately, which is
-the same mask with the empty blocks left out. Everything else (norms, products) runs over the flat stream of
-`N` real tokens: no padding, each prompt once.
+against every other and throw the scores away. So every trunk and every branch is a row of its own, whose
+keys are its trunk and itself. Everything else (norms, products) runs over the flat stream of `N` real
+tokens: no padding, each prompt once.
 
-Shapes: `P` prompts of at most `Lp` tokens, `C` branches of at most `Lc` tokens, `N` tokens in the stream.
+For the gradient, the queries, keys and values of the stream are kept and nothing else: a token costs the same
+memory however long its row is. Rows of about equal length are attended together, a piece at a time.
+
+Shapes: `P` prompts, `C` branches, `N` tokens in the stream; in a piece `B` rows, `Q` queries, `L` keys. `K`
+key-value heads, `S` query heads that share one of them, `D` head size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gradhat.policies.language.attention import attention, hide, pad, places_of, unpad
+from gradhat.policies.language.attention import attention, attention_backward, hide
 from gradhat.policies.language.transformer import Attend
+
+PAIRS = 1 << 18
+"""Pairs of a query and a key, padding included, that are scored at once for each head: few enough for the
+cache."""
+
+
+class Row(NamedTuple):
+    """Queries of one sequence. They see `prefix` tokens of the stream from `trunk` on, and their own from
+    `start` up to themselves."""
+
+    trunk: int
+    prefix: int
+    start: int
+    first: int
+    """Of the own tokens, those from `first` up to, not including, `stop` ask."""
+    stop: int
+
+    @property
+    def num_queries(self) -> int:
+        return self.stop - self.first
+
+    @property
+    def num_keys(self) -> int:
+        return self.prefix + self.stop
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows that are attended in one product, those of one trunk next to each other."""
+
+    rows: tuple[Row, ...]
+    queries: Tensor
+    """int64 `[B, Q]`: places in the stream. Behind the end of a row stands its last query again."""
+    places: Tensor
+    """int64 `[B, Q]`: the last key that each query sees."""
+    real: Tensor
+    """bool `[B, Q]`."""
+    keys: Tensor
+    """int64 `[B, L]`: places in the stream, trunk first. Behind the end of a row stands its last key
+    again."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Piece":
+        rows = sorted(rows)
+        trunk, prefix, start, first, stop = torch.tensor(rows).T[:, :, None]
+        query = torch.arange(max(row.num_queries for row in rows))
+        key = torch.arange(max(row.num_keys for row in rows))
+        own = torch.minimum(first + query, stop - 1)
+        behind = start + torch.minimum(key - prefix, stop - 1)
+        keys = torch.where(key < prefix, trunk + key, behind)
+        return cls(tuple(rows), start + own, prefix + own, first + query < stop, keys)
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """Return what hides from each query the keys behind it, as of `hide`."""
+        return hide(torch.arange(self.keys.shape[1]) <= self.places[:, :, None], dtype)
+
+    def take(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the piece's queries `[B, K, Q, S, D]`, keys and values `[B, K, L, D]` of the stream's."""
+        return _take(q, self.queries), _take(k, self.keys), _take(v, self.keys)
+
+    def give(self, stream: Tensor, found: Tensor) -> None:
+        """Write what was `found` for the queries, `[B, K, Q, S, D]`, into the stream `[N, K, S, D]`."""
+        num_heads = stream.shape[1]
+        real = self.real[:, None].expand(-1, num_heads, -1).flatten().nonzero()[:, 0]
+        into = _by_head(self.queries, num_heads).index_select(0, real)
+        stream.flatten(0, 1).index_copy_(0, into, found.flatten(0, 2).index_select(0, real))
+
+    def add(self, stream: Tensor, found: Tensor) -> None:
+        """Add what was `found` for the keys, `[B, K, L, D]`, to the stream `[N, K, D]`, rows in their
+        order."""
+        for at, row in enumerate(self.rows):
+            own = stream[row.start : row.start + row.stop]
+            own += found[at, :, row.prefix : row.num_keys].transpose(0, 1)
+        at = 0
+        for (trunk, prefix), rows in groupby(self.rows, key=lambda row: row[:2]):
+            count = len(list(rows))
+            if prefix:
+                shared = found[at : at + count, :, :prefix].sum(0, dtype=stream.dtype)
+                stream[trunk : trunk + prefix] += shared.transpose(0, 1)
+            at += count
+
+
+def _take(stream: Tensor, places: Tensor) -> Tensor:
+    """`[N, K, ...]` → `[B, K, M, ...]` for places int64 `[B, M]`."""
+    num_heads = stream.shape[1]
+    taken = stream.flatten(0, 1).index_select(0, _by_head(places, num_heads))
+    return taken.view(places.shape[0], num_heads, places.shape[1], *stream.shape[2:])
+
+
+def _by_head(places: Tensor, num_heads: int) -> Tensor:
+    """Places in the stream `[B, M]` → places in the stream with each head apart, `[B · K · M]`."""
+    return (places[:, None] * num_heads + torch.arange(num_heads)[:, None]).flatten()
+
+
+class _Attention(torch.autograd.Function):
+    """Attention of the whole stream, piece by piece, and piece by piece again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, pieces: Sequence[Piece]) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.pieces = pieces
+        out = torch.empty_like(q)
+        for piece in pieces:
+            piece.give(out, attention(*piece.take(q, k, v), piece.bias(q.dtype)))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v = ctx.saved_tensors
+        pieces: Sequence[Piece] = ctx.pieces
+        grad_q = torch.empty_like(q)
+        # A prompt's keys gather a term from every completion: not in bfloat16.
+        wide = torch.promote_types(q.dtype, torch.float32)
+        grad_k, grad_v = (torch.zeros_like(x, dtype=wide) for x in (k, v))
+        for piece in pieces:
+            upstream = _take(grads[0], piece.queries) * piece.real[:, None, :, None, None]
+            of_q, of_k, of_v = attention_backward(*piece.take(q, k, v), piece.bias(q.dtype), upstream)
+            piece.give(grad_q, of_q)
+            piece.add(grad_k, of_k)
+            piece.add(grad_v, of_v)
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A flat stream of trunk tokens, then branch tokens, and the way from it to padded rows and back."""
+    """A flat stream of trunk tokens, then branch tokens, and who sees whom in it."""
 
     tokens: Tensor
     """int64 `[N]`."""
     positions: Tensor
     """int64 `[N]`; each branch continues its own trunk's positions."""
-    trunk: Tensor
-    """bool `[P, Lp]`: real tokens of the trunks."""
-    branch: Tensor
-    """bool `[C, Lc]`: real tokens of the branches."""
-    owner: Tensor
-    """int64 `[C]`: the trunk of each branch."""
+    trunks: tuple[int, ...]
+    """The length of each of the `P` trunks."""
+    branches: tuple[int, ...]
+    """The length of each of the `C` branches."""
+    owner: tuple[int, ...]
+    """The trunk of each branch."""
 
-    @property
-    def num_trunk_tokens(self) -> int:
-        return int(self.trunk.sum())
+    def rows(self) -> list[Row]:
+        """Return trunks and branches as rows of queries, shortest first."""
+        starts = _starts((*self.trunks, *self.branches))
+        alone = [Row(start, 0, start, 0, n) for start, n in zip(starts, self.trunks, strict=False)]
+        behind = [
+            Row(starts[trunk], self.trunks[trunk], start, 0, n)
+            for trunk, start, n in zip(self.owner, starts[len(self.trunks) :], self.branches, strict=True)
+        ]
+        return sorted((row for row in alone + behind if row.stop), key=lambda row: (row.stop, row.prefix))
 
-    def last_trunk_token(self) -> Tensor:
+    def branch_starts(self) -> Tensor:
+        """Stream index of the first token of each branch, int64 `[C]`; where it is empty, of the next
+        one's."""
+        return torch.tensor(_starts((*self.trunks, *self.branches))[len(self.trunks) :], dtype=torch.long)
+
+    def before_branches(self) -> Tensor:
         """Stream index of the last token of each branch's trunk, int64 `[C]`."""
-        return (self.trunk.sum(-1).cumsum(0) - 1)[self.owner]
+        ends = [start + n - 1 for start, n in zip(_starts(self.trunks), self.trunks, strict=True)]
+        return torch.tensor([ends[trunk] for trunk in self.owner], dtype=torch.long)
 
-    def attend(self, dtype: torch.dtype) -> Attend:
-        """Return the attention over this tree for a network that computes in `dtype`."""
-        trunk, branch, owner = self.trunk, self.branch, self.owner
-        cut = [self.num_trunk_tokens, len(self.tokens) - self.num_trunk_tokens]
-        trunk_places, branch_places = places_of(trunk), places_of(branch)
-        trunk_bias = hide(_causal(trunk.shape[1])[None], dtype)
-        of_trunk = trunk[owner][:, None].expand(-1, branch.shape[1], -1)
-        own = _causal(branch.shape[1])[None].expand(len(owner), -1, -1)
-        branch_bias = hide(torch.cat([of_trunk, own], dim=2), dtype)
+    def attend(self) -> Attend:
+        """Return the attention over this tree."""
+        pieces = cut(self.rows())
 
         def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            (q_trunk, q_branch), (k_trunk, k_branch), (v_trunk, v_branch) = (x.split(cut) for x in (q, k, v))
-            q_rows, k_rows, v_rows = (pad(x, trunk_places, trunk.shape) for x in (q_trunk, k_trunk, v_trunk))
-            out_trunk = unpad(attention(q_rows, k_rows, v_rows, trunk_bias), trunk_places)
-            if not cut[1]:
-                return out_trunk.flatten(1)
-            q_own, k_own, v_own = (
-                pad(x, branch_places, branch.shape) for x in (q_branch, k_branch, v_branch)
-            )
-            # Not k_rows[owner]: the order in which its gradient sums depends on the threads.
-            keys = torch.cat([k_rows.index_select(0, owner), k_own], dim=1)
-            values = torch.cat([v_rows.index_select(0, owner), v_own], dim=1)
-            out_branch = unpad(attention(q_own, keys, values, branch_bias), branch_places)
-            return torch.cat([out_trunk, out_branch]).flatten(1)
+            shared = q.unflatten(1, (k.shape[1], -1))
+            return _Attention.apply(shared.contiguous(), k.contiguous(), v.contiguous(), pieces).flatten(1)
 
         return attend
 
 
-def _causal(length: int) -> Tensor:
-    """Who sees whom in one row, bool `[length, length]`: each place itself and what is before it."""
-    return torch.ones(length, length, dtype=torch.bool).tril()
+def cut(rows: Iterable[Row]) -> list[Piece]:
+    """Cut rows, in their order, into pieces of at most `PAIRS`. A row above that is cut between its
+    queries."""
+    pieces: list[list[Row]] = []
+    num_queries = num_keys = 0
+    for row in chain.from_iterable(map(_blocks, rows)):
+        num_queries, num_keys = max(num_queries, row.num_queries), max(num_keys, row.num_keys)
+        if not pieces or (len(pieces[-1]) + 1) * num_queries * num_keys > PAIRS:
+            pieces.append([])
+            num_queries, num_keys = row.num_queries, row.num_keys
+        pieces[-1].append(row)
+    return [Piece.of(piece) for piece in pieces]
+
+
+def _blocks(row: Row) -> Iterable[Row]:
+    """Cut a row above `PAIRS` into blocks of queries. Each sees no key behind itself: the first ones are
+    cheap."""
+    at_once = max(1, PAIRS // row.num_keys)
+    for first in range(row.first, row.stop, at_once):
+        yield row._replace(first=first, stop=min(first + at_once, row.stop))
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    """Return where each of several sequences begins when they lie one after the other."""
+    return [0, *torch.tensor(lengths, dtype=torch.long).cumsum(0).tolist()][: len(lengths)]
 
 
 def plant(prompts: Sequence[Sequence[int]], branches: Sequence[Sequence[int]], owner: Sequence[int]) -> Tree:
@@ -85,13 +229,13 @@ def plant(prompts: Sequence[Sequence[int]], branches: Sequence[Sequence[int]], o
         raise ValueError(
             f"plant {len(prompts)} prompts: found one without tokens. Give it at least a start token."
         )
-    trunk_lengths = torch.tensor([len(p) for p in prompts])
-    branch_lengths = torch.tensor([len(b) for b in branches], dtype=torch.long)
-    trunk = torch.arange(int(trunk_lengths.max()))[None] < trunk_lengths[:, None]
-    longest = max((len(b) for b in branches), default=0)
-    branch = torch.arange(longest)[None] < branch_lengths[:, None]
-    owners = torch.tensor(owner, dtype=torch.long)
-    positions_trunk = torch.arange(trunk.shape[1]).expand_as(trunk)[trunk]
-    positions_branch = (trunk_lengths[owners][:, None] + torch.arange(longest))[branch]
+    positions = [i for p in prompts for i in range(len(p))]
+    positions += [len(prompts[o]) + i for b, o in zip(branches, owner, strict=True) for i in range(len(b))]
     stream = [t for p in prompts for t in p] + [t for b in branches for t in b]
-    return Tree(torch.tensor(stream), torch.cat([positions_trunk, positions_branch]), trunk, branch, owners)
+    return Tree(
+        torch.tensor(stream),
+        torch.tensor(positions),
+        tuple(map(len, prompts)),
+        tuple(map(len, branches)),
+        tuple(owner),
+    )

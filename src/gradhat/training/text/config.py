@@ -73,7 +73,8 @@ class TrainConfig:
     max_replacements: int = 16
     """At most this many prompts are drawn in place of silent ones in one step."""
     token_budget: int = 4096
-    """Tokens of one micro-batch in the training forward. It bounds memory and changes no result."""
+    """Tokens of one micro-batch in the training forward, each prompt counted once. It bounds memory,
+    whatever the lengths; results change by rounding alone."""
     num_slots: int = 64
     """Sequences the engine decodes at once."""
     eval_every: int = 10
