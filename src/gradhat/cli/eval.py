@@ -1,6 +1,7 @@
 """`gradhat eval`: how well a run or a model answers questions it was not trained on."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -106,7 +107,7 @@ def report(place: str, flags: Flags) -> None:
 
     set_threads(flags.num_threads)
     task = load_task(flags.task)
-    questions = held_out_set(task, flags.n, derive(flags.seed, "held_out"))
+    questions = held_out_set(task, flags.n, derive(flags.seed, "held_out"), partial(print, flush=True))
     if not questions:
         raise TaskError(f"{flags.task}: found no held-out question. Give the task more distinct questions.")
     folder = find(place)

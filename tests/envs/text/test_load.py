@@ -1,6 +1,7 @@
 """From a name to a task: what is known loads, what is not says what is."""
 
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from gradhat.envs.text import reasoning_gym
 from gradhat.envs.text.arithmetic import Arithmetic
-from gradhat.envs.text.load import load_task
+from gradhat.envs.text.load import load_task, source_hash
 from gradhat.envs.text.task import check, judge
 from gradhat.errors import TaskError
 
@@ -131,6 +132,20 @@ def test_what_lies_beside_the_file_is_in_reach(file: Path) -> None:
     before = list(sys.path)
     assert load_task(f"{file}:MyTask").question(0).answer == "no"
     assert sys.path == before
+
+
+def test_an_edited_file_has_another_hash(file: Path) -> None:
+    before = source_hash(f"{file}:MyTask")
+    assert (
+        before
+        == source_hash(f"{file}:Picky")
+        == source_hash(str(file))
+        == sha256(MY_TASK.encode()).hexdigest()
+    )
+    file.write_text(MY_TASK + "\n")
+    assert source_hash(f"{file}:MyTask") != before
+    for spec in ("arithmetic", "reasoning_gym:gcd:a=1", "", "nowhere.py:MyTask", "a\x00.py:MyTask"):
+        assert source_hash(spec) == ""
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

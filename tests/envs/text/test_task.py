@@ -1,6 +1,7 @@
 """Splits that never mix, and a guard around code that a user wrote."""
 
 import asyncio
+import itertools
 import json
 import math
 import re
@@ -15,7 +16,17 @@ import pytest
 import torch
 
 from gradhat.envs.text.arithmetic import Arithmetic
-from gradhat.envs.text.task import Question, ask, check, draw, held_out, held_out_set, judge, key_of
+from gradhat.envs.text.task import (
+    Question,
+    ask,
+    check,
+    draw,
+    fingerprint,
+    held_out,
+    held_out_set,
+    judge,
+    key_of,
+)
 from gradhat.errors import TaskError
 from gradhat.trajectories import Verdict
 
@@ -92,6 +103,31 @@ def test_the_held_out_set_is_complete_distinct_and_in_order() -> None:
     assert set(found) == {text for text in everything if held_out(operands(text))}
     assert [question.text for question in held_out_set(task, 20, seed=0)] == found[:20]
     assert [question.text for question in held_out_set(task, 1000, seed=1)] != found
+
+
+def test_a_slow_search_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    clock = itertools.count(0.0, 0.1)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    held_out_set(Mine(question=lambda seed: Question(f"{seed % 20}", "")), 20, 0, said.append)
+    assert re.fullmatch("task Mine: looking for 20 held-out questions: [0-9] found in [0-9]+ tries", said[0])
+    check(Mine(), 20, said.append)
+    assert re.fullmatch(r"task Mine: trying question \d+ of 20 and its answer", said[-1])
+    monkeypatch.undo()
+    said.clear()
+    held_out_set(Arithmetic(), 20, 0, said.append)
+    assert said == []
+
+
+def test_a_fingerprint_is_that_of_the_questions_alone() -> None:
+    asked = [Question("3 + 4", "7", entry=object(), key="3 4"), Question("ab", "c")]
+    assert fingerprint(asked) == fingerprint([question._replace(entry=None) for question in asked])
+    others = [
+        *(asked[::-1], asked[:1], [asked[0]._replace(text="4 + 3"), asked[1]]),
+        *([asked[0]._replace(answer="8"), asked[1]], [asked[0]._replace(key=""), asked[1]]),
+        [asked[0], Question("a", "bc")],
+    ]
+    assert len({fingerprint(questions) for questions in [asked, *others]}) == 7
 
 
 def test_a_split_without_questions_is_an_error() -> None:

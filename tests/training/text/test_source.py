@@ -1,7 +1,7 @@
 """The question stream: continued exactly, never a held-out question, and levels that open in time."""
 
 from gradhat.envs.text.arithmetic import Arithmetic
-from gradhat.envs.text.task import held_out_set
+from gradhat.envs.text.task import Question, held_out_set
 from gradhat.training.text.source import WINDOW, Source
 
 EASY, HARD = Arithmetic("+", digits=1), Arithmetic("*", digits=2)
@@ -32,6 +32,21 @@ def test_another_seed_is_another_stream() -> None:
 def test_held_out_questions_are_never_trained_on() -> None:
     asked = set(questions(source(EASY), 100))
     assert asked.isdisjoint(question.text for question in held_out_set(EASY, 1000, 0))
+
+
+def test_a_question_is_drawn_once_for_all_who_sample_it() -> None:
+    asked: list[int] = []
+
+    class Counting(Arithmetic):
+        def question(self, seed: int) -> Question:
+            asked.append(seed)
+            return super().question(seed)
+
+    stream = source(Counting())
+    for start in [next(stream) for _ in range(20)]:
+        first, *others = [start.make().reset(seed=start.seed)[1]["question"] for _ in range(8)]
+        assert all(question is first for question in others)
+    assert len(asked) == len(set(asked)) < 60  # a draw walks on from those that are held out
 
 
 def test_the_next_level_opens_when_the_rate_reaches_the_threshold() -> None:

@@ -4,6 +4,8 @@ A single-turn task is the one-step case of Gymnasium's five-tuple: every episode
 """
 
 import string
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -58,14 +60,21 @@ def _is_message(message: Any) -> bool:
 class SingleTurn(gymnasium.Env[list[Message], str]):
     """A task as an environment whose episodes last one step. The reward is that of the task's verdict.
 
-    `system`, when not empty, is the first message of every conversation. A task that raises, hangs or answers
-    nonsense ends in a TaskError, not in a reward.
+    `system`, when not empty, is the first message of every conversation. `questions` names the question of a
+    seed: those of `split` where it is left out; many environments may share one that remembers. A task that
+    raises, hangs or answers nonsense ends in a TaskError, not in a reward.
     """
 
-    def __init__(self, task: Task, split: Split = "train", system: str = "") -> None:
+    def __init__(
+        self,
+        task: Task,
+        split: Split = "train",
+        system: str = "",
+        questions: Callable[[int], Question] | None = None,
+    ) -> None:
         self.task = task
-        self.split: Split = split
         self.system = system
+        self.questions = questions or partial(draw, task, split)
         self.observation_space = Conversation()
         self.action_space = AnyText()
         self._messages: list[Message] = []
@@ -76,13 +85,13 @@ class SingleTurn(gymnasium.Env[list[Message], str]):
     ) -> tuple[list[Message], dict[str, Any]]:
         """Begin an episode: returns the messages and {"question": Question}.
 
-        With a seed the question is `draw(task, split, seed)`; without one the seed comes from the
+        With a seed the question is `questions(seed)`; without one the seed comes from the
         environment's own random stream, which the last seed started. `options` is Gymnasium's and has no
         meaning here.
         """
         super().reset(seed=seed)
         named = int(self.np_random.integers(2**31)) if seed is None else seed
-        self._question = draw(self.task, self.split, named)
+        self._question = self.questions(named)
         opening = [{"role": "system", "content": self.system}] if self.system else []
         self._messages = [*opening, {"role": "user", "content": self._question.text}]
         return list(self._messages), {"question": self._question}

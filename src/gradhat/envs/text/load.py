@@ -5,6 +5,7 @@ import difflib
 import json
 import re
 from dataclasses import fields
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ def load_task(spec: str) -> Task:
     near = difflib.get_close_matches(kind, ["arithmetic", "reasoning_gym"], 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise TaskError(f"task {spec!r} is unknown.{hint} Use {FORMS}.")
+
+
+def source_hash(spec: str) -> str:
+    """Return the SHA-256 of the file whose code the task `spec` is, and "" where it is no file's."""
+    path = _path(spec if spec.endswith(".py") else spec.rpartition(":")[0])
+    return sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and _is_file(path) else ""
 
 
 def _arithmetic(text: str) -> Task:

@@ -6,7 +6,8 @@ into a TaskError.
 """
 
 import random
-from collections.abc import Awaitable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -17,6 +18,8 @@ from gradhat.trajectories import Verdict
 from gradhat.verdicts import plain, writable
 
 Split = Literal["train", "held_out"]
+Say = Callable[[str], object]
+"""What becomes of a line for whoever waits."""
 
 HELD_OUT_SHARE = 5
 """One key in five is held out, with all its questions."""
@@ -24,6 +27,8 @@ MAX_DRAWS = 1000
 """Questions tried before a split counts as empty."""
 TIME_LIMIT = 60.0
 """Seconds that one call of `question` or `score` may take."""
+QUIET = 2.0
+"""Seconds of silence before a slow task is said to be slow, and between one such line and the next."""
 
 
 class Question(NamedTuple):
@@ -88,23 +93,55 @@ def draw(task: Task, split: Split, seed: int) -> Question:
     )
 
 
-def held_out_set(task: Task, n: int, seed: int) -> list[Question]:
+def held_out_set(task: Task, n: int, seed: int, say: Say = lambda _: None) -> list[Question]:
     """Return `n` held-out questions of distinct texts in an order that `seed` fixes; all of them when there
     are fewer.
 
     The search ends when draws bring nothing new for 100 × (found + 10) questions. When questions are equally
     likely the chance that one more exists is then below 1e-6; rare questions of an uneven task can be missed.
+    `say` gets a line now and then where that takes long.
     """
     found: dict[str, Question] = {}
     idle = 0
-    seeds = _derived_seeds(seed)
-    while len(found) < n and idle < 100 * (len(found) + 10):
-        question = ask(task, next(seeds))
+    speak = _now_and_then(say)
+    for tried, derived in enumerate(_derived_seeds(seed)):
+        if len(found) == n or idle == 100 * (len(found) + 10):
+            break
+        speak(f"{_name(task)}: looking for {n} held-out questions: {len(found)} found in {tried} tries")
+        question = ask(task, derived)
         idle += 1
         if held_out(key_of(question)) and question.text not in found:
             found[question.text] = question
             idle = 0
     return list(found.values())
+
+
+def fingerprint(questions: Sequence[Question]) -> str:
+    """Return a hash of the texts, answers and keys of `questions`, in their order.
+
+    It differs where a task asks other questions than it did: edited, or drawn from the hash seed, the order
+    of a folder, the date. Entries are not looked at: they may be of any kind.
+    """
+    digest = blake2b(digest_size=16)
+    for question in questions:
+        for text in (question.text, question.answer, question.key):
+            data = text.encode(errors="surrogatepass")
+            digest.update(len(data).to_bytes(8))
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def _now_and_then(say: Say) -> Say:
+    """Return a `say` that is quiet for `QUIET` seconds, and again after each line."""
+    last = time.monotonic()
+
+    def speak(line: str) -> None:
+        nonlocal last
+        if time.monotonic() >= last + QUIET:
+            say(line)
+            last = time.monotonic()
+
+    return speak
 
 
 def _derived_seeds(seed: int) -> Iterator[int]:
@@ -164,8 +201,10 @@ def _range(rewards: list[float]) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def check(task: Task, num_questions: int = 20) -> Checked:
+def check(task: Task, num_questions: int = 20, say: Say = lambda _: None) -> Checked:
     """Try a task on `num_questions` questions; returns what its answers and the empty completion score.
+
+    `say` gets a line now and then where that takes long.
 
     TaskError for what is surely a mistake: a question that differs when it is asked again, an answer or a
     completion that cannot be judged, gold answers of which every one scores less than saying nothing (a sign
@@ -175,7 +214,9 @@ def check(task: Task, num_questions: int = 20) -> Checked:
     gold: list[float] = []
     empty: list[float] = []
     worse = 0
+    speak = _now_and_then(say)
     for seed in range(num_questions):
+        speak(f"{_name(task)}: trying question {seed + 1} of {num_questions} and its answer")
         question = ask(task, seed)
         again = ask(task, seed)
         if (again[:2], again.key) != (question[:2], question.key):

@@ -5,6 +5,7 @@ It knows no algorithm, only a `Learner` (learner.py).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +193,9 @@ def prepare(config: TrainConfig) -> Session:
     set_threads(config.num_threads)
     keep_freed_memory()
     levels = [load_task(spec) for spec in (*config.curriculum, config.task)]
-    checked = [check(task) for task in levels][-1]
-    held_out = held_out_set(levels[-1], config.final_questions, derive(config.seed, "held_out"))
+    say = partial(print, flush=True)
+    checked = [check(task, say=say) for task in levels][-1]
+    held_out = held_out_set(levels[-1], config.final_questions, derive(config.seed, "held_out"), say)
     if not held_out:
         raise TaskError(
             f"{config.task}: held-out questions were asked for; found none among those it draws. "

@@ -1,16 +1,19 @@
 """Which questions a run trains on: a stream that can be continued, through levels that follow success."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from gradhat.envs.text.env import SingleTurn
-from gradhat.envs.text.task import Task
+from gradhat.envs.text.task import Task, draw
 from gradhat.rollouts.episodes import Start
 from gradhat.training.seed import derive
 
 WINDOW = 32
 """Prompts over which the success rate is averaged, and the fewest after which a level can open."""
+
+REMEMBERED = 1024
+"""Questions of one level that are kept while their completions are sampled and judged."""
 
 
 class Source:
@@ -25,6 +28,8 @@ class Source:
         self.system = system
         self.threshold = threshold
         self.seed = seed
+        # A slow task is asked once for each prompt, however many completions are sampled from it.
+        self._questions = [lru_cache(REMEMBERED)(partial(draw, task, "train")) for task in levels]
         self.drawn = 0
         self.level = 0
         self.seen = 0
@@ -37,7 +42,8 @@ class Source:
 
     def __next__(self) -> Start:
         self.drawn += 1
-        make = partial(SingleTurn, self.levels[self.level], "train", self.system)
+        questions = self._questions[self.level]
+        make = partial(SingleTurn, self.levels[self.level], "train", self.system, questions)
         return Start(make, derive(self.seed, "question", self.drawn))
 
     def observe(self, rates: Sequence[float]) -> bool:
