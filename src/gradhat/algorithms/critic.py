@@ -71,7 +71,9 @@ def normalised(trajectories: Trajectories) -> Trajectories:
     """Shift and scale the advantages of these trajectories to mean 0 and deviation 1 over own steps.
 
     Both are read off the batch itself, so the expected gradient changes in length and in direction. The
-    deviation is that of the batch (divided by N): a lone step gets 0.
+    deviation is that of the batch (divided by N): a lone step gets 0. Failure case: where every step of a
+    batch was as good as any other, the advantages are errors of the critic, and move the policy at full
+    length. In a world that is solved, a policy that still learns walks at random until it fails.
     """
     adv, mask = credited(trajectories)[0], trajectories.mask
     own = adv[mask]

@@ -36,8 +36,6 @@ CARTPOLE = (
             settings=ppo.Settings(num_epochs=2, normalize_adv=False),
         ),
         num_envs=64,
-        num_frames=100_000,
-        eval_every=10_000,
     ),
     ControlConfig(
         TRPO(
