@@ -25,12 +25,17 @@ def curve(run: Path) -> tuple[list[float], list[float], list[float], list[float]
         row = json.loads(line)
         minutes += row.get("step_time", 0.0) / 60
         if "held_out/accuracy" in row:
-            found = (minutes, row["held_out/accuracy"], row["held_out/low"], row["held_out/high"])
+            found = (
+                minutes,
+                row["held_out/accuracy"],
+                row["held_out/accuracy_low"],
+                row["held_out/accuracy_high"],
+            )
             for column, value in zip(columns, found, strict=True):
                 column.append(value)
     # The measurement after the last step has more samples than the one in it.
     after = json.loads((run / "summary.json").read_text())["after"]
-    for column, key in zip(columns[1:], ("accuracy", "low", "high"), strict=True):
+    for column, key in zip(columns[1:], ("accuracy", "accuracy_low", "accuracy_high"), strict=True):
         column[-1] = after[f"held_out/{key}"]
     return columns
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gradhat.cli.main import main
-from gradhat.intervals import interquartile_mean, mean_interval
+from gradhat.intervals import interquartile_mean, mean_interval, number, written
 from gradhat.training.control.session import restored
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.seed import derive
@@ -31,8 +31,10 @@ def test_it_prints_the_numbers_of_the_newest_checkpoint(
     assert main(["eval", str(trained), "--episodes", "4", "--seed", "7"]) == 0
     printed = capsys.readouterr().out
     assert f"{trained}, step 2\n" in printed and "CartPole-v1: 4 episodes, greedy" in printed
-    assert f"mean {interval.mean:.1f} [{interval.low:.1f}, {interval.high:.1f}]" in printed
-    assert f"interquartile mean {interquartile_mean(returns):.1f}, least {min(returns):.1f}" in printed
+    scale = max(returns)
+    assert f"mean {written(interval, 4, scale)}\n" in printed and "[" in written(interval, 4, scale)
+    middle, least = number(interquartile_mean(returns), scale), number(min(returns), scale)
+    assert f"interquartile mean {middle}, least {least}" in printed
     assert main(["eval", str(trained), "--episodes", "4", "--seed", "8"]) == 0
     assert capsys.readouterr().out != printed
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before, "nothing is written"
@@ -47,7 +49,7 @@ def test_cut_episodes_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "3 episodes were cut after 6 steps" in capsys.readouterr().out
     assert main(["eval", str(run), "--episodes", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "mean -6.0\n" in printed and not math.isnan(float(printed.split("mean ")[1].split()[0]))
+    assert "mean -6.00 (n=1)\n" in printed and not math.isnan(float(printed.split("mean ")[1].split()[0]))
 
 
 def test_what_cannot_be_measured_is_said(

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from gradhat.cli import plot
 from gradhat.cli.main import main
-from gradhat.training.sweeps.results import read
+from gradhat.training.sweeps.results import judged_by, read
 
 
 def run(
@@ -43,7 +43,7 @@ def grid(tmp_path: Path) -> Path:
 
 def lines_of(places: Sequence[Path], by: Sequence[str] = (), x: Any = "frames") -> Mapping[str, Any]:
     runs = plot.read_all(places)
-    y = runs[0].kind.score
+    y = judged_by(runs)
     found, notes = plot.drawn(runs, list(by) or plot.default_keys(places, runs), x, y)
     return {"notes": notes} | {line.name: (list(line.x), list(line.mean)) for line in found}
 
@@ -103,7 +103,7 @@ def test_the_pictures_are_written_and_the_table_is_printed(
     assert main(["plot", str(grid), "--by", "lr", "--out", str(tmp_path / "new/fig.svg")]) == 0
     out = capsys.readouterr().out
     # The interval of 20 and 21 for two runs: 20.5 ± 12.7 · 0.5.
-    assert "lr=0.001  2     200     20.5 [14.1, 26.9]" in out
+    assert "lr=0.001  2     200     20.5 (n=2)" in out
     assert f"written to {tmp_path}/new/fig.png and fig.svg" in out and "note" not in out
     assert imread(tmp_path / "new/fig.png").shape[2] == 4
     said = "".join(ElementTree.parse(tmp_path / "new/fig.svg").getroot().itertext())
@@ -131,7 +131,7 @@ def test_a_line_ends_with_its_shortest_run_and_says_so(
     run(tmp_path / "g/b", [0, 3], seed=1, done=False)
     assert lines_of([tmp_path / "g"])["2 runs"] == ([0, 100], [0, 2])
     assert main(["plot", str(tmp_path / "g")]) == 0
-    assert "note: 1 of 2 runs are not finished; a line ends with its shortest run" in capsys.readouterr().out
+    assert "note: 1 of 2 runs not finished; a line ends with its shortest run" in capsys.readouterr().out
 
 
 def test_help_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +195,7 @@ def test_a_run_of_the_trainer_is_read_like_these(tmp_path: Path) -> None:
     assert main(["train", "ppo", *words, "--out", str(tmp_path / "run")]) == 0
     found = read(tmp_path / "run")
     assert found.kind.name == "control" and found.summary is not None
-    names = {name for name in found.kind[1:4]}
+    names = {judged_by([found]), found.kind.training, found.kind.rate}
     assert names <= {key for line in found.lines for key in line}
     assert {found.kind.length, found.kind.place, "seed", "learning.network.lr"} <= set(found.settings)
     ((_, (places, _)),) = [item for item in lines_of([tmp_path / "run"]).items() if item[0] != "notes"]

@@ -180,7 +180,7 @@ def test_a_sweep_prints_and_writes_its_table(fake: Path, capsys: pytest.CaptureF
     # The return of a run is its seed: 1 to 5. t with 4 degrees of freedom is 2.776, s² is 2.5.
     lines = [line.split("  ") for line in out.splitlines()]
     (row,) = [[word.strip() for word in line if word] for line in lines if line[1:2] == ["0.0003"]]
-    assert row == ["0.0003", "5", "3.0 [1.0, 5.0]", "3.0 [1.3, 4.7]", "2.0 [2.0, 2.0]", "100"]
+    assert row == ["0.0003", "5", "3.00 [1.04, 4.96]", "3.00 [1.00, 5.00]", "2.00 (all 5)", "100"]
     rows = table(fake / "s/table.csv")
     assert [(row["lr"], row["runs"], row["score"]) for row in rows] == [
         ("0.0003", "5", "3.0"),

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from scipy import stats
 
-from gradhat.lab.curves import Curve, Line, figure, pooled
+from gradhat.lab.curves import Curve, Line, figure, pooled, ticked
 from gradhat.lab.figure import COLOURS
 
 
@@ -19,7 +19,7 @@ def test_the_mean_is_exact_at_the_points_of_all_curves() -> None:
     assert list(line.x) == [0, 5, 10, 20]
     # At 5 the first is half-way to 100; at 10 the second is a third of the way to 30.
     assert list(line.mean) == [0, (50 + 0) / 2, (100 + 10) / 2, (100 + 30) / 2]
-    assert (line.name, line.num_runs) == ("a", 2)
+    assert (line.name, line.num_runs, line.last) == ("a", 2, [100, 30])
 
 
 def test_the_interval_is_that_of_student_over_the_runs() -> None:
@@ -29,6 +29,18 @@ def test_the_interval_is_that_of_student_over_the_runs() -> None:
     assert line.mean[0] - line.low[0] == pytest.approx(half, rel=1e-2)
     assert line.high[0] - line.mean[0] == pytest.approx(half, rel=1e-2)
     assert (line.low[1], line.mean[1], line.high[1]) == (3.0, 3.0, 3.0)
+
+
+def test_two_or_three_runs_have_the_least_and_the_most_in_place_of_an_interval() -> None:
+    # The t-interval of two runs of CartPole went from -500 to 850.
+    line = pooled("a", [Curve([0, 1], [20, 120]), Curve([0, 1], [30, 480])])
+    assert (list(line.low), list(line.high), line.last) == ([20, 120], [30, 480], [120, 480])
+
+
+def test_a_band_does_not_leave_what_is_possible() -> None:
+    curves = [Curve([0, 1], [0.0, y]) for y in (1.0, 1.0, 1.0, 0.6)]
+    assert pooled("a", curves).high[1] > 1
+    assert pooled("a", curves, 0.0, 1.0).high[1] == 1.0
 
 
 def test_a_single_run_has_its_own_points_and_no_interval() -> None:
@@ -76,9 +88,22 @@ def test_every_setting_is_a_named_line_with_its_band() -> None:
     assert {(5000.0, float(lines[0].low[1])), (5000.0, float(lines[0].high[1]))} <= corners
     assert [seen.get_marker() for seen in ax.lines] == ["", "", "o"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("environment frames", "return")
-    assert "10,000" in [tick.get_text() for tick in ax.get_xticklabels()]
+    assert "10k" in [tick.get_text() for tick in ax.get_xticklabels()]
 
 
 def test_there_may_be_more_lines_than_colours() -> None:
     lines = [pooled(f"lr={i}", [Curve([0, 1], [i, i])]) for i in range(len(COLOURS) + 2)]
     assert [line.get_color() for line in drawn(lines).lines] == [*COLOURS, *COLOURS[:2]]
+
+
+def test_ticks_of_one_axis_are_in_one_unit() -> None:
+    values = (0.0, 200_000.0, 1_000_000.0, 1_250_000.0)
+    assert [ticked(value, right=1_250_000) for value in values] == ["0", "0.2M", "1M", "1.25M"]
+    assert [ticked(value, right=50_000) for value in (0.0, 2_500.0, 50_000.0)] == ["0", "2.5k", "50k"]
+    assert [ticked(value, right=900) for value in (0.0, 0.5, 900.0)] == ["0", "0.5", "900"]
+
+
+def test_an_axis_of_accuracies_ends_near_zero_and_one() -> None:
+    lines = [pooled("a", [Curve([0, 1], [0.0, 0.0])])]
+    low = figure(lines, title="T", panel="", x="steps", y="accuracy", possible=(0.0, 1.0)).axes[0].get_ylim()
+    assert -0.01 < low[0] <= 0 and low[1] < 1.01

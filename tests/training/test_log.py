@@ -7,7 +7,8 @@ from typing import TextIO
 
 import pytest
 
-from gradhat.training.log import Log, duration, progress_line
+from gradhat.training.log import Log, duration, known_after
+from gradhat.training.text.progress import progress_line
 from gradhat.trajectories import Record, Verdict
 
 METRICS = {
@@ -19,24 +20,59 @@ METRICS = {
     "tokens_per_second": 870.4,
     "diagnostics/surrogate_loss": 0.123,
 }
-HELD_OUT = {"held_out/accuracy": 0.47, "held_out/low": 0.41, "held_out/high": 0.53}
+HELD_OUT = {
+    "held_out/num_questions": 64.0,
+    "held_out/reward": 0.47,
+    "held_out/reward_low": 0.41,
+    "held_out/reward_high": 0.53,
+    "held_out/accuracy": 0.47,
+    "held_out/accuracy_low": 0.41,
+    "held_out/accuracy_high": 0.53,
+}
+GRADED = {
+    "held_out/num_questions": 64.0,
+    "held_out/reward": 3.75,
+    "held_out/reward_low": 3.21,
+    "held_out/reward_high": 4.29,
+}
+
+
+def line(step: int, metrics: Mapping[str, float], left: float, scale: float = 1.0, prompts: int = 8) -> str:
+    return progress_line(step, 100, metrics, left, scale=scale, num_prompts=prompts)
 
 
 def log_of_100(done: int = 0, known: Mapping[str, float] | None = None, *, out: TextIO) -> Log:
-    return Log(100, done, known, out, line=lambda step, m, left: progress_line(step, 100, m, left))
+    return Log(100, done, known, out, line=line)
 
 
 def test_the_line_says_where_the_run_stands() -> None:
-    line = progress_line(12, 100, {**METRICS, **HELD_OUT}, 391.0)
-    assert line == (
-        "step 12/100  held-out 0.470 [0.410, 0.530]  reward 0.500 [0.400, 0.600]  length 14.2  "
-        "entropy 0.412  tokens/s 870  6:31 left"
+    assert line(12, {**METRICS, **HELD_OUT, "num_replaced": 3.0}, 391.0) == (
+        "step 12/100  held-out accuracy 0.470 [0.410, 0.530]  reward 0.500 [0.400, 0.600]  replaced 3  "
+        "length 14.2  entropy 0.412  tokens/s 870  6:31 left"
     )
 
 
+def test_without_an_accuracy_the_line_shows_the_expected_return() -> None:
+    assert line(1, {**METRICS, **GRADED}, math.nan, scale=10.0).startswith(
+        "step 1/100  held-out reward 3.75 [3.21, 4.29]  reward 0.50 [0.40, 0.60]  length"
+    )
+
+
+def test_few_questions_are_counted_in_place_of_an_interval() -> None:
+    few = {"held_out/num_questions": 2.0, "held_out/reward": 0.25, "reward": 0.5}
+    assert line(1, few, math.nan, prompts=2) == "step 1/100  held-out reward 0.250 (n=2)  reward 0.500 (n=2)"
+
+
+def test_a_measurement_takes_the_place_of_the_one_before_whatever_that_had() -> None:
+    # A run that meets partial credit has no accuracy from then on, not the one of the step before.
+    known = known_after({**HELD_OUT, "greedy/return": 7.0}, GRADED)
+    assert known == {**GRADED, "greedy/return": 7.0}
+    assert known_after(known, METRICS) == known
+
+
 def test_what_is_unknown_is_left_out() -> None:
-    assert progress_line(0, 5, HELD_OUT, math.nan) == "step 0/5  held-out 0.470 [0.410, 0.530]"
-    assert "[" not in progress_line(1, 5, {"reward": 0.5}, math.nan)
+    assert line(0, HELD_OUT, math.nan) == "step 0/100  held-out accuracy 0.470 [0.410, 0.530]"
+    assert "[" not in line(1, {"reward": 0.5}, math.nan)
 
 
 def test_the_held_out_accuracy_stays_on_the_line_between_measurements() -> None:
@@ -45,7 +81,9 @@ def test_the_held_out_accuracy_stays_on_the_line_between_measurements() -> None:
         log.step(0, HELD_OUT)
         log.step(1, METRICS)
     assert (
-        out.getvalue().splitlines()[1].startswith("step 1/100  held-out 0.470 [0.410, 0.530]  reward 0.500")
+        out.getvalue()
+        .splitlines()[1]
+        .startswith("step 1/100  held-out accuracy 0.470 [0.410, 0.530]  reward 0.500")
     )
 
 
@@ -105,7 +143,7 @@ def test_a_sample_is_shown_with_its_verdict_and_its_markup_untouched() -> None:
 def test_a_resumed_log_knows_the_last_measurement() -> None:
     out = io.StringIO()
     log_of_100(10, HELD_OUT, out=out).step(11, METRICS)
-    assert out.getvalue().startswith("step 11/100  held-out 0.470")
+    assert out.getvalue().startswith("step 11/100  held-out accuracy 0.470")
 
 
 def test_model_text_cannot_steer_the_terminal() -> None:

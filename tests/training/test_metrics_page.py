@@ -34,7 +34,7 @@ def seen(config: TrainConfig, letters_task: str, tmp_path_factory: pytest.TempPa
         short, algorithm="grpo", kl_coef=0.1, mismatch="masked", curriculum=(letters_task,)
     )
     keys: set[str] = set()
-    for i, made in enumerate((with_reference, replace(short, algorithm="reinforce"))):
+    for i, made in enumerate((with_reference, replace(short, algorithm="reinforce", num_prompts=4))):
         path = tmp_path_factory.mktemp("metrics") / str(i)
         session = prepare(made)
         with RunFolder.create(path, to_json(made)) as run:

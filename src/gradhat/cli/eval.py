@@ -46,7 +46,7 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    """Print accuracy with its interval, and pass@k, sampled and greedy."""
+    """Print the expected return, or the accuracy and pass@k where something says what solves a question."""
     if argv and argv[0] in ("-h", "--help"):
         parse(Flags(), argv, prog=USAGE, description=DESCRIPTION)
     place, argv = target(argv, "run or model", USAGE)
@@ -102,7 +102,7 @@ def report(place: str, flags: Flags) -> None:
     from gradhat.policies.language.chat import Chat
     from gradhat.rollouts.engine import Engine, Limits
     from gradhat.training.seed import derive
-    from gradhat.training.text.evaluate import fitting, measure
+    from gradhat.training.text.evaluate import Scale, fitting, measure
     from gradhat.training.text.model import compute_dtype, find, set_threads
 
     set_threads(flags.num_threads)
@@ -123,23 +123,39 @@ def report(place: str, flags: Flags) -> None:
         context=network.config.max_positions,
     )
 
+    scale = Scale()
+
     def measured(temperature: float, num_samples: int) -> "Measurement":
         limits = Limits(flags.max_new_tokens, temperature, seed=derive(flags.seed, "eval"))
-        return measure(task, questions, engine, chat, limits, system=flags.system, num_samples=num_samples)
+        return measure(
+            task,
+            questions,
+            engine,
+            chat,
+            limits,
+            system=flags.system,
+            num_samples=num_samples,
+            scale=scale,
+        )
 
     left_out = f", {drawn - len(questions)} more are too long" if len(questions) < drawn else ""
     print(f"model    {folder}\ntask     {flags.task}: {len(questions)} held-out questions{left_out}")
     sampled = measured(flags.temperature, flags.samples)
     print(f"sampled  {line(sampled)}  temperature {flags.temperature:g}, {flags.samples} samples a question")
-    print("         " + "  ".join(f"pass@{k} {sampled.pass_at(k):.3f}" for k in powers(flags.samples)))
+    if sampled.solved() is not None:
+        print("         " + "  ".join(f"pass@{k} {sampled.pass_at(k):.3f}" for k in powers(flags.samples)))
     print(f"greedy   {line(measured(0.0, 1))}")
 
 
 def line(measured: "Measurement") -> str:
-    """Return accuracy with its 95 % interval, and the mean reward."""
-    accuracy = measured.accuracy()
-    interval = f"[{accuracy.low:.3f}, {accuracy.high:.3f}]"
-    return f"accuracy {accuracy.mean:.3f} {interval}  reward {measured.reward():.3f}"
+    """Return what is judged with its 95 % interval, and beside an accuracy the mean reward."""
+    from gradhat.intervals import number
+    from gradhat.training.text.progress import judged
+
+    scale = measured.scale.scale()
+    found = judged(measured.metrics("held_out"), "held_out", scale)
+    reward = f"  reward {number(measured.reward().mean, scale)}"
+    return found if measured.accuracy() is None else found + reward
 
 
 def powers(samples: int) -> list[int]:

@@ -23,9 +23,10 @@ class Flags:
 
 def main(run: Path, argv: list[str]) -> int:
     """Print the mean return with its interval, the interquartile mean and the extremes."""
-    from gradhat.intervals import interquartile_mean
+    from gradhat.intervals import Seen, interquartile_mean, number
     from gradhat.training.control import evaluate
     from gradhat.training.control.algorithms import read
+    from gradhat.training.control.progress import returned
     from gradhat.training.control.session import prepare, restore
     from gradhat.training.seed import derive
 
@@ -40,14 +41,21 @@ def main(run: Path, argv: list[str]) -> int:
         step = session.step
     finally:
         session.close()
-    found = evaluate.summary(played)
-    interval = f" [{found['greedy/low']:.1f}, {found['greedy/high']:.1f}]" if "greedy/low" in found else ""
-    print(f"run      {run}, step {step}\nenv      {config.env}: {flags.episodes} episodes, greedy")
-    print(f"return   mean {found['greedy/return']:.1f}{interval}")
-    print(
-        f"         interquartile mean {interquartile_mean(played.returns):.1f}, "
-        f"least {min(played.returns):.1f}, most {max(played.returns):.1f}"
+    seen = Seen()
+    found = returned(evaluate.summary(played, seen), flags.episodes, seen.scale())
+    middle, least, most = (
+        number(value, seen.scale())
+        for value in (interquartile_mean(played.returns), min(played.returns), max(played.returns))
     )
+    print(f"run      {run}, step {step}\nenv      {config.env}: {counted(flags.episodes)}, greedy")
+    print(f"return   mean {found}")
+    print(f"         interquartile mean {middle}, least {least}, most {most}")
     if played.num_cut:
-        print(f"         {played.num_cut} episodes were cut after {config.eval_max_steps} steps")
+        were = "was" if played.num_cut == 1 else "were"
+        print(f"         {counted(played.num_cut)} {were} cut after {config.eval_max_steps} steps")
     return 0
+
+
+def counted(episodes: int) -> str:
+    """Return "1 episode" or "3 episodes"."""
+    return "1 episode" if episodes == 1 else f"{episodes} episodes"

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from gradhat.cli.flags import near, parse
-from gradhat.cli.sweep import print_rows, with_interval
+from gradhat.cli.sweep import print_rows
 from gradhat.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ class Flags:
     """frames of the environment, steps (lines of metrics) or seconds of training; auto: frames where runs
     count them, else steps."""
     y: str = ""
-    """A metric of metrics.jsonl; empty is what the runs are judged by: greedy/return or held_out/accuracy."""
+    """A metric of metrics.jsonl; empty is what the runs are judged by: greedy/return, held_out/accuracy, or
+    held_out/reward where nothing says what solves a question."""
     by: tuple[str, ...] = ()
     """Settings of config.json, each combination of values a line; empty: all that differ, but the seed."""
     out: Path | None = None
@@ -47,17 +48,19 @@ def main(argv: list[str]) -> int:
         )
     places = [Path(word).expanduser() for word in argv[:count]]
     flags = parse(Flags(), argv[count:], prog=USAGE, description=DESCRIPTION)
+    from gradhat.training.sweeps.results import judged_by
+
     stem = stem_of(flags.out)
     runs = read_all(places)
     kind = runs[0].kind
-    x, y = axis(flags.x, kind), flags.y or kind.score
+    x, y = axis(flags.x, kind), flags.y or judged_by(runs)
     keys = list(flags.by) or default_keys(places, runs)
     check_keys(runs, keys)
     lines, notes = drawn(runs, keys, x, y)
     if stem is None:
         stem = (places[0] if len(places) == 1 else Path()) / f"{y}-{x}".replace("/", "_")
     write(lines, stem, runs, keys, x, y)
-    report(lines, kind, x, y)
+    report(lines, x, y)
     for note in [*notes, *unfinished(runs), f"written to {stem}.png and {stem.name}.svg"]:
         print(note)
     return 0
@@ -127,6 +130,7 @@ def drawn(runs: "Sequence[Run]", keys: Sequence[str], x: "Axis", y: str) -> "tup
     """Return a line for every setting, and notes about settings over which it is averaged beside the seed."""
     from gradhat.lab.curves import pooled
     from gradhat.training.sweeps.grid import setting
+    from gradhat.training.sweeps.results import possible
     from gradhat.training.sweeps.table import grouped
 
     lines: list[Line] = []
@@ -136,10 +140,15 @@ def drawn(runs: "Sequence[Run]", keys: Sequence[str], x: "Axis", y: str) -> "tup
         notes |= dict.fromkeys(mixed(group, name))
         curves = [points(run, x, y) for run in group]
         try:
-            lines.append(pooled(name or f"{len(group)} runs", curves))
+            lines.append(pooled(name or counted(len(group)), curves, *possible(y)))
         except ValueError as error:
             raise RunError(f"gradhat plot: {error}. Draw fewer runs, or train them on.") from error
     return lines, list(notes)
+
+
+def counted(runs: int) -> str:
+    """Return "1 run" or "3 runs"."""
+    return "1 run" if runs == 1 else f"{runs} runs"
 
 
 def points(run: "Run", x: "Axis", y: str) -> "Curve":
@@ -182,7 +191,7 @@ def unfinished(runs: "Sequence[Run]") -> list[str]:
     """Return a note where a run has not come to its end: lines end where their shortest run does."""
     count = sum(run.summary is None for run in runs)
     return (
-        [f"note: {count} of {len(runs)} runs are not finished; a line ends with its shortest run"]
+        [f"note: {count} of {counted(len(runs))} not finished; a line ends with its shortest run"]
         if count
         else []
     )
@@ -194,16 +203,30 @@ def write(
     """Draw the figure and write it twice."""
     from gradhat.lab.curves import figure
     from gradhat.training.run_folder import whole_file, writing
+    from gradhat.training.sweeps.results import possible
 
     names = {"frames": "environment frames", "steps": "steps", "time": "seconds of training"}
-    pooled = any(line.num_runs > 1 for line in lines)
-    panel = "mean over runs, and its 95 % t-interval" if pooled else "one run each"
-    made = figure(lines, title=title(runs, y), panel=panel, x=names[x], y=y)
+    made = figure(lines, title=title(runs, y), panel=panel(lines), x=names[x], y=y, possible=possible(y))
     with writing(stem.parent, todo="Choose an --out that can be written."):
         stem.parent.mkdir(parents=True, exist_ok=True)
     for ending in ENDINGS:
         with whole_file(stem.with_name(stem.name + ending)) as partial:
             made.savefig(partial, format=ending[1:], dpi=160)
+
+
+def panel(lines: "Sequence[Line]") -> str:
+    """Return what the lines and their bands are."""
+    from gradhat.intervals import FEWEST
+
+    counts = [line.num_runs for line in lines]
+    if max(counts) == 1:
+        return "one run" if len(lines) == 1 else "one run each"
+    if max(counts) < FEWEST:
+        return "mean over runs; the band is the least and the most of them"
+    few = any(1 < count < FEWEST for count in counts)
+    return "mean over runs, and its 95 % t-interval" + (
+        "; below four runs the least and the most" if few else ""
+    )
 
 
 def title(runs: "Sequence[Run]", y: str) -> str:
@@ -218,16 +241,20 @@ def title(runs: "Sequence[Run]", y: str) -> str:
     return y + (f" of {algorithm}" if algorithm else "") + (f" in {place}" if place else "")
 
 
-def report(lines: "Sequence[Line]", kind: "Kind", x: "Axis", y: str) -> None:
-    """Print where every line ends."""
-    form = kind.form if y == kind.score else ".4g"
-    rows: list[dict[str, Any]] = [
+def report(lines: "Sequence[Line]", x: "Axis", y: str) -> None:
+    """Print what every line ends with: the last value of each of its runs, as in the table of a sweep."""
+    from gradhat.intervals import mean_interval, written
+    from gradhat.training.sweeps.results import possible
+
+    found = [mean_interval(line.last, *possible(y)) for line in lines]
+    scale = max(abs(one.mean) for one in found)
+    rows = [
         {
             "line": line.name,
             "runs": str(line.num_runs),
             x: f"{line.x[-1]:,.0f}",
-            y: with_interval(float(line.mean[-1]), float(line.low[-1]), float(line.high[-1]), form),
+            y: written(one, line.num_runs, scale),
         }
-        for line in lines
+        for line, one in zip(lines, found, strict=True)
     ]
     print_rows(f"{y} where the lines end, with 95 % t-intervals over runs", rows)

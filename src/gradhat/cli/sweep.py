@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -166,24 +165,24 @@ def run(found: "Plan", words: list[str], jobs: int) -> int:
 
 def report(found: "Plan") -> None:
     """Print and write the tables of the finished runs."""
-    from gradhat.training.sweeps.results import finished, read
+    from gradhat.training.sweeps.results import finished, judged_by, read
     from gradhat.training.sweeps.table import rows, rows_over_places, without_seed
 
     runs = [read(cell.path) for cell in found.cells if finished(cell.path)]
     if not runs:
         return
     keys, kind = without_seed(found.keys), runs[0].kind
-    names = {"score": kind.score, "training": kind.training, "rate": f"{kind.unit}/s"}
+    names = {"score": judged_by(runs), "training": kind.training, "rate": f"{kind.unit}/s"}
     title = "by setting: mean and interquartile mean (iqm) over runs, with 95 % intervals"
-    show(found.folder / "table.csv", title, rows(runs, keys), names, kind.form)
+    show(found.folder / "table.csv", title, rows(runs, keys), names)
     if kind.place in keys:
         title = f"every {kind.place} pooled: 0 is the worst run of the sweep in each, 1 the best"
         pooled = rows_over_places(runs, [key for key in keys if key != kind.place])
-        show(found.folder / "pooled.csv", title, pooled, names, ".3f")
+        show(found.folder / "pooled.csv", title, pooled, names)
     print(f"\ndraw it: gradhat plot {found.folder}")
 
 
-def show(file: Path, title: str, rows: list[dict[str, Any]], names: Mapping[str, str], form: str) -> None:
+def show(file: Path, title: str, rows: list[dict[str, Any]], names: Mapping[str, str]) -> None:
     """Print a table as people read it, and write `file` in full precision."""
     from gradhat.cli.lab import as_csv
     from gradhat.lab.report import Table
@@ -191,25 +190,24 @@ def show(file: Path, title: str, rows: list[dict[str, Any]], names: Mapping[str,
 
     with whole_file(file) as partial:
         partial.write_text(as_csv(Table(file.stem, title, (), tuple(rows))))
-    print_rows(title, [readable(row, names, form) for row in rows], rest=file)
+    scales = {key: max(abs(row[key]) for row in rows) for key in rows[0] if f"{key}_low" in rows[0]}
+    print_rows(title, [readable(row, names, scales) for row in rows], rest=file)
 
 
-def readable(row: Mapping[str, Any], names: Mapping[str, str], form: str) -> dict[str, str]:
-    """Return a row as people read it: a mean and its interval in one cell."""
+def readable(row: Mapping[str, Any], names: Mapping[str, str], scales: Mapping[str, float]) -> dict[str, str]:
+    """Return a row as people read it: a mean and its interval in one cell, with the digits of its column."""
+    from gradhat.intervals import Interval, written
+
     found: dict[str, str] = {}
     for key, value in row.items():
-        if f"{key}_low" in row:
-            found[names.get(key, key)] = with_interval(value, row[f"{key}_low"], row[f"{key}_high"], form)
+        if key in scales:
+            interval = Interval(value, row[f"{key}_low"], row[f"{key}_high"])
+            found[names.get(key, key)] = written(interval, row["runs"], scales[key])
         elif key == "rate":
             found[names[key]] = f"{value:,.0f}"
         elif not key.endswith(("_low", "_high")):
             found[names.get(key, key)] = str(value)
     return found
-
-
-def with_interval(mean: float, low: float, high: float, form: str) -> str:
-    """Return "498.2 [495.1, 500.0]"; the mean alone where a single run leaves the interval open."""
-    return f"{mean:{form}} [{low:{form}}, {high:{form}}]" if math.isfinite(high) else f"{mean:{form}}"
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, str]], rest: Path | None = None) -> None:

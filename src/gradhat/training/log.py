@@ -110,7 +110,7 @@ class Log(Screen):
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the progress after `step`, and name each metric that is not a finite number."""
-        self._known.update(measured(metrics))
+        self._known = known_after(self._known, metrics)
         self.state(self._line(step, {**self._known, **metrics}, self._seconds_left(step)))
         for name in non_finite(metrics):
             self.warn(f"step {step}: {name} is {metrics[name]}")
@@ -129,32 +129,17 @@ class Log(Screen):
         return (time.monotonic() - self._began) / done * (self.num_steps - step) if done > 0 else math.nan
 
 
-def progress_line(step: int, num_steps: int, metrics: Mapping[str, float], seconds_left: float) -> str:
-    """Return the one line of progress. What has not been measured yet is left out."""
-    parts = [f"step {step}/{num_steps}"]
-    if "held_out/accuracy" in metrics:
-        low, high = metrics["held_out/low"], metrics["held_out/high"]
-        parts.append(f"held-out {metrics['held_out/accuracy']:.3f} [{low:.3f}, {high:.3f}]")
-    if "reward" in metrics:
-        spread = (
-            f" [{metrics['reward_low']:.3f}, {metrics['reward_high']:.3f}]" if "reward_low" in metrics else ""
-        )
-        parts.append(f"reward {metrics['reward']:.3f}{spread}")
-    for key, name, form in (
-        ("completions/mean_length", "length", ".1f"),
-        ("entropy", "entropy", ".3f"),
-        ("tokens_per_second", "tokens/s", ".0f"),
-    ):
-        if key in metrics:
-            parts.append(f"{name} {metrics[key]:{form}}")
-    if math.isfinite(seconds_left):
-        parts.append(f"{duration(seconds_left)} left")
-    return "  ".join(parts)
-
-
 def measured(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return those of the metrics that are measured now and then."""
     return {key: value for key, value in metrics.items() if key.startswith(MEASURED)}
+
+
+def known_after(known: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return what was measured last, once `metrics` are in: a measurement takes the place of the one before,
+    whatever that had measured."""
+    new = measured(metrics)
+    begun = {key.partition("/")[0] for key in new}
+    return {key: value for key, value in known.items() if key.partition("/")[0] not in begun} | new
 
 
 def non_finite(metrics: Mapping[str, float]) -> list[str]:

@@ -5,6 +5,7 @@ drawn, so a run that goes on from a checkpoint repeats what it would have done, 
 """
 
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from gradhat.errors import RunError
 from gradhat.training import checkpoint, machine
 from gradhat.training.checkpoint import Checkpoint
 from gradhat.training.interrupt import SIGNAL_EXIT, Interrupt
-from gradhat.training.log import Log, measured, non_finite
+from gradhat.training.log import Log, known_after, non_finite
 from gradhat.training.run_folder import ASIDE, RunFolder, step_of
 
 
@@ -93,7 +94,7 @@ def train(
     if config is not None:
         run.write_json("config.json", config)
     aside = run.rewind(session.step if session.step else -1)
-    known = {key: value for line in run.read_metrics() for key, value in measured(line).items()}
+    known = reduce(known_after, run.read_metrics(), dict[str, float]())
     log = Log(session.num_steps, session.step, known, line=session.progress)
 
     def notify() -> None:

@@ -51,7 +51,8 @@ def main() -> None:
     for step in range(done + 1, config["num_frames"] + 1):
         with metrics.open("a") as file:
             rate = {"num_frames": step, "frames_per_second": 100.0, "step_time": 0.01}
-            file.write(json.dumps({"step": step, **rate, "episode/return": float(step)}) + "\n")
+            returns = {"episode/return": float(step), "greedy/return": float(config["seed"])}
+            file.write(json.dumps({"step": step, **rate, **returns}) + "\n")
         time.sleep(float(config["pause"]))
         if trouble == "raise":
             print("line 1\nline 2\n\nTaskError: the environment raised", flush=True)

@@ -8,7 +8,21 @@ from typing import Any
 import pytest
 
 from gradhat.errors import RunError
-from gradhat.training.sweeps.results import CONTROL, TEXT, Run, curve, find, kind_of, metrics, outcome, read
+from gradhat.training.sweeps.results import (
+    CONTROL,
+    TEXT,
+    Run,
+    curve,
+    find,
+    judged_by,
+    kind_of,
+    metrics,
+    outcome,
+    possible,
+    read,
+)
+
+RETURN = "greedy/return"
 
 
 def made(path: Path, config: dict[str, Any], lines: list[dict[str, Any]], after: Any = None) -> Path:
@@ -20,8 +34,12 @@ def made(path: Path, config: dict[str, Any], lines: list[dict[str, Any]], after:
     return path
 
 
-def control(lines: list[dict[str, Any]], after: dict[str, float] | None = None) -> Run:
-    return Run(Path("run"), {}, CONTROL, lines, {"after": after} if after else None)
+def control(lines: list[dict[str, Any]]) -> Run:
+    return Run(Path("run"), {}, CONTROL, lines, None)
+
+
+def text(*lines: dict[str, Any]) -> Run:
+    return Run(Path("run"), {}, TEXT, list(lines), None)
 
 
 def test_a_run_is_read_with_its_settings_by_whole_names(tmp_path: Path) -> None:
@@ -56,11 +74,11 @@ def test_the_training_average_is_over_the_episodes_of_the_last_tenth() -> None:
         {"step": 19, "episode/return": 10.0, "num_episodes": 1.0},
         {"step": 20, "episode/return": 40.0, "num_episodes": 2.0},
     ]
-    assert outcome(control(lines)).training == pytest.approx((10 + 2 * 40) / 3)
+    assert outcome(control(lines), RETURN).training == pytest.approx((10 + 2 * 40) / 3)
     # No episode ended in the last line.
     lines[-1] = {"step": 20}
-    assert outcome(control(lines)).training == 10.0
-    assert math.isnan(outcome(control([{"step": 0, "episode/return": 3.0}])).training)
+    assert outcome(control(lines), RETURN).training == 10.0
+    assert math.isnan(outcome(control([{"step": 0, "episode/return": 3.0}]), RETURN).training)
 
 
 def test_the_rate_is_frames_over_seconds() -> None:
@@ -71,16 +89,34 @@ def test_the_rate_is_frames_over_seconds() -> None:
         {"step": 2, "frames_per_second": 50.0, "step_time": 2.0},
         {"step": 3, "frames_per_second": None, "step_time": 1.0},
     ]
-    found = outcome(control(lines, {"greedy/return": 7.0}))
+    found = outcome(control(lines), RETURN)
     assert found.rate == pytest.approx(400 / 5)
-    assert found.score == 7.0
-    assert math.isnan(outcome(control(lines)).score)
+    assert math.isnan(found.score)
 
 
-def test_the_score_of_a_text_run_is_its_accuracy() -> None:
-    lines = [{"step": 1, "reward": 0.5, "tokens_per_second": 10.0, "step_time": 1.0}]
-    run = Run(Path("run"), {}, TEXT, lines, {"after": {"held_out/accuracy": 0.75}})
-    assert outcome(run) == (0.75, 0.5, 10.0)
+def test_the_score_is_what_the_last_line_of_the_curve_says() -> None:
+    # A table that reads another place than the plot shows another number.
+    lines = [
+        {"step": 1, "reward": 0.5, "tokens_per_second": 10.0, "step_time": 1.0},
+        {"step": 1, "final": 1.0, "held_out/accuracy": 0.75, "held_out/reward": 0.8},
+        {"step": 1},
+    ]
+    for score in ("held_out/accuracy", "held_out/reward"):
+        run = text(lines[0] | {score: 0.1}, *lines[1:])
+        assert outcome(run, score) == (lines[1][score], 0.5, 10.0)
+        assert curve(run, "steps", score) == ([1.0], [lines[1][score]])
+
+
+def test_runs_are_judged_by_what_all_of_them_have() -> None:
+    both = {"held_out/accuracy": 0.5, "held_out/reward": 0.5}
+    right, graded = text({"step": 0} | both), text({"step": 0} | both, {"step": 9, "held_out/reward": 0.25})
+    assert judged_by([right, right]) == "held_out/accuracy"
+    # The second met partial credit: its accuracy of step 0 was none.
+    assert judged_by([right, graded]) == judged_by([graded]) == "held_out/reward"
+    assert judged_by([control([{"step": 0}])]) == RETURN
+    assert judged_by([text({"step": 0})]) == "held_out/reward"
+    assert possible("held_out/accuracy") == (0, 1)
+    assert possible("held_out/reward") == possible(RETURN) == (-math.inf, math.inf)
 
 
 LINES = [

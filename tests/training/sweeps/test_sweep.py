@@ -11,6 +11,7 @@ from types import MethodType
 
 import pytest
 
+from gradhat import intervals
 from gradhat.errors import ConfigError, RunError
 from gradhat.training.sweeps import run as sweeping
 from gradhat.training.sweeps.board import Board
@@ -149,7 +150,7 @@ def test_every_run_is_trained_in_a_process_with_one_thread(tmp_path: Path) -> No
             "greedy/return": float(seed)
         }
         assert log(found, f"seed={seed}") == "started 1\n"
-        assert f"seed={seed}  greedy/return {seed:.1f}  0:0" in said
+        assert f"seed={seed}  greedy/return {intervals.number(seed, seed)}  0:0" in said
     assert said.splitlines()[-1] == "3/3 done  0 running  0 failed  0:00 left"
 
 

@@ -9,15 +9,16 @@ from scipy import stats
 
 from gradhat.errors import ConfigError
 from gradhat.intervals import interquartile_interval
-from gradhat.training.sweeps.results import CONTROL, Run
+from gradhat.training.sweeps.results import CONTROL, TEXT, Run
 from gradhat.training.sweeps.table import grouped, rows, rows_over_places, value_of, without_seed
 
 
 def run(score: float, training: float = 0.0, **settings: Any) -> Run:
     line = {"step": 10, "episode/return": training, "frames_per_second": score * 2, "step_time": 1.0}
+    line["greedy/return"] = score
     settings = {"learning.lr" if key == "lr" else key: value for key, value in settings.items()}
     path = Path("-".join(map(str, settings.values())))
-    return Run(path, settings, CONTROL, [line], {"after": {"greedy/return": score}})
+    return Run(path, settings, CONTROL, [line], {})
 
 
 def test_a_row_pools_the_seeds_of_a_setting() -> None:
@@ -36,21 +37,35 @@ def test_a_row_pools_the_seeds_of_a_setting() -> None:
 
 
 def test_environments_are_pooled_on_one_scale_and_do_not_add_to_the_spread() -> None:
-    # lr 1 is the best run of each environment for two seeds, lr 2 is the worst, whatever the numbers.
-    scores = {("A", 1): (10, 10), ("A", 2): (0, 0), ("B", 1): (-100, -100), ("B", 2): (-300, -200)}
+    # lr 1 is the best run of each environment for three seeds, lr 2 is the worst, whatever the numbers.
+    scores = {
+        ("A", 1): (10, 10, 10),
+        ("A", 2): (0, 0, 0),
+        ("B", 1): (-100, -100, -100),
+        ("B", 2): (-300, -200, -200),
+    }
     runs = [
         run(s, env=env, lr=lr, seed=seed)
         for (env, lr), found in scores.items()
         for seed, s in enumerate(found)
     ]
     best, worst = rows_over_places(runs, ["learning.lr"])
-    assert best == {"lr": "1", "runs": 4, "iqm": 1.0, "iqm_low": 1.0, "iqm_high": 1.0}
-    # 0, 0, 0, ½: without the lowest and the highest quarter.
-    assert (worst["iqm"], worst["iqm_low"]) == (0.0, 0.0)
-    # In A all is 0: with B drawn as ½ and ½, the four are 0, 0, ½, ½.
+    assert best == {"lr": "1", "runs": 6, "iqm": 1.0, "iqm_low": 1.0, "iqm_high": 1.0}
+    # 0, 0, 0, 0, ½, ½: without the lowest and the highest one.
+    assert (worst["iqm"], worst["iqm_low"]) == (0.125, 0.0)
+    # In A all is 0: with B drawn as ½, ½ and ½, the middle four are 0, 0, ½, ½.
     assert worst["iqm_high"] == 0.25
     (alike,) = rows_over_places([run(3, env="A", seed=0), run(3, env="A", seed=1)], [])
     assert alike["iqm"] == 1.0
+
+
+def test_a_table_of_accuracies_stays_between_zero_and_one() -> None:
+    runs = [
+        Run(Path(str(i)), {"seed": i}, TEXT, [{"step": 1, "held_out/accuracy": x, "held_out/reward": x}], {})
+        for i, x in enumerate((0.99, 1.0, 1.0, 0.8))
+    ]
+    (row,) = rows(runs, [])
+    assert row["score"] == pytest.approx(0.9475) and row["score_high"] == 1.0
 
 
 def test_groups_are_in_the_order_of_numbers() -> None:

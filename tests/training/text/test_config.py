@@ -43,7 +43,7 @@ def test_differences_are_named() -> None:
         ("group_size", 0),
         ("betas", (0.9, 1.0)),
         ("clip_low", 1.5),
-        ("curriculum_threshold", 0.0),
+        ("curriculum_threshold", math.nan),
         ("max_grad_norm", 0.0),
         ("mismatch_cap", 0.0),
         ("mismatch_low", 1.5),

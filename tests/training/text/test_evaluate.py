@@ -1,67 +1,115 @@
-"""Intervals cover what they promise to cover, and pass@k is unbiased."""
+"""What a measurement says of rewards of every scale, and that pass@k is unbiased."""
 
-import math
 import random
 from itertools import combinations
+from typing import Any
 
 import pytest
-from scipy import stats
 
-from gradhat.intervals import mean_interval
-from gradhat.training.text.evaluate import (
-    Measurement,
-    accuracy_interval,
-    pass_at_k,
-    wilson,
-)
+from gradhat.envs.text.task import Question
+from gradhat.intervals import mean_interval, share_interval
+from gradhat.training.text.evaluate import Measurement, Scale, accuracy_interval, pass_at_k
 from gradhat.trajectories import Record, Verdict
 
 
-def test_wilson_equals_the_reference() -> None:
-    for solved, n in ((0, 10), (3, 10), (10, 10), (49, 100)):
-        ours = wilson(solved / n, n)
-        theirs = stats.binomtest(solved, n).proportion_ci(0.95, method="wilson")
-        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+class Task:
+    """Says nothing of what solves its questions, or what it is given."""
+
+    def __init__(self, solved: Any = None) -> None:
+        self.solved = solved
+
+    def question(self, seed: int) -> Question:
+        return Question(str(seed), "")
+
+    def score(self, question: Question, completion: str) -> float:
+        return 0.0
 
 
-def test_one_sample_for_each_question_is_wilson() -> None:
-    assert accuracy_interval([1, 0, 0, 1, 1, 0, 1], 1) == wilson(4 / 7, 7)
-
-
-def test_samples_that_always_agree_count_once() -> None:
-    # 4 equal samples of each of 7 questions are 7 trials; a formula that ignores clusters says 28.
-    ours, once = accuracy_interval([4, 0, 0, 4, 4, 0, 4], 4), wilson(4 / 7, 7)
-    assert (ours.low, ours.high) == pytest.approx((once.low, once.high))
-
-
-def test_samples_that_spread_evenly_count_each_but_never_more() -> None:
-    assert accuracy_interval([2] * 10, 4) == wilson(0.5, 40)
-
-
-def test_nothing_solved_keeps_an_interval_of_the_number_of_questions() -> None:
-    assert accuracy_interval([0] * 20, 4) == wilson(0.0, 20)
+def measured(
+    rewards: list[list[float]], solved: Any = None, before: list[float] | None = None
+) -> Measurement:
+    """What is measured where these rewards were sampled, after a run that has seen those of `before`."""
+    scale = Scale()
+    scale.take([*(before or []), *(x for group in rewards for x in group)])
+    records = [[Record("", "", Verdict(x, {}, ""), "end") for x in group] for group in rewards]
+    questions = [Question(str(i), "") for i in range(len(rewards))]
+    return Measurement(Task(solved), questions, [], [], records, scale)
 
 
 def test_the_interval_covers_the_truth_when_questions_differ() -> None:
-    # Questions differ in difficulty, mostly all or nothing. Wilson on all samples covers far too little.
+    # Questions differ in difficulty, mostly all or nothing. An interval of all samples covers far too little.
     rng = random.Random(0)
     trials, hits, naive = 600, 0, 0
     for _ in range(trials):
         chances = [rng.betavariate(0.5, 0.5) for _ in range(45)]
-        solved = [sum(rng.random() < c for _ in range(4)) for c in chances]
-        ours, ignorant = accuracy_interval(solved, 4), wilson(sum(solved) / 180, 180)
+        solved = [[rng.random() < c for _ in range(4)] for c in chances]
+        ours = accuracy_interval(solved)
+        ignorant = share_interval([float(x) for group in solved for x in group], 180)
         hits += ours.low <= 0.5 <= ours.high
         naive += ignorant.low <= 0.5 <= ignorant.high
-    assert 0.93 <= hits / trials <= 0.975
+    assert 0.93 <= hits / trials <= 0.985
     assert naive / trials < 0.85
 
 
-def test_the_mean_of_groups_has_the_t_interval() -> None:
-    groups = [0.25, 1.0, 0.5, 0.0, 0.75, 0.5, 0.125, 0.25]
-    low, high = stats.t.interval(0.95, 7, loc=stats.tmean(groups), scale=stats.sem(groups))
-    ours = mean_interval(groups)
-    assert (ours.low, ours.high) == pytest.approx((low, high), rel=1e-3)
-    assert mean_interval([0.5]).high == math.inf
+def test_rewards_of_zero_and_one_are_an_accuracy() -> None:
+    found = measured([[0.0, 1.0], [0.7 + 0.2 + 0.1, 1.0], [0.0, 0.0], [0.0, 0.0]]).metrics("held_out")
+    share = share_interval([0.5, 1.0, 0.0, 0.0], 8)
+    for name in ("accuracy", "reward"):
+        ends = (found[f"held_out/{name}{end}"] for end in ("", "_low", "_high"))
+        assert tuple(ends) == pytest.approx(share)
+    assert found["held_out/num_questions"] == 4
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        [[0.0, 10.0], [10.0, 10.0], [4.0, 0.0], [0.0, 0.0]],
+        [[-1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]],
+        [[0.0, -3.0], [0.0, 0.0], [-1.0, -2.0], [0.0, 0.0]],
+        [[0.0, 0.5], [1.0, 1.0], [0.25, 0.0], [0.0, 0.0]],
+    ],
+    ids=["to ten", "minus one", "at most zero", "partial"],
+)
+def test_other_rewards_have_an_expected_return_and_no_accuracy(rewards: list[list[float]]) -> None:
+    found = measured(rewards)
+    interval = mean_interval([sum(group) / 2 for group in rewards])
+    values = found.metrics("held_out")
+    assert values == {
+        "held_out/num_questions": 4.0,
+        "held_out/reward": pytest.approx(interval.mean),
+        "held_out/reward_low": pytest.approx(interval.low),
+        "held_out/reward_high": pytest.approx(interval.high),
+    }
+    assert found.accuracy() is None and found.pass_at(1) is None and found.solved() is None
+
+
+def test_a_run_that_has_seen_other_rewards_never_goes_back_to_accuracies() -> None:
+    rewards = [[0.0, 0.0]] * 4
+    assert measured(rewards).accuracy() is not None
+    assert measured(rewards, before=[0.5]).accuracy() is None
+
+
+def test_a_task_that_says_what_solves_it_has_both() -> None:
+    rewards = [[-1.0, 2.0], [0.5, 0.49], [3.0, 3.0], [0.0, 0.0]]
+    found = measured(rewards, solved=0.5)
+    assert found.solved() == [[False, True], [True, False], [True, True], [False, False]]
+    values = found.metrics("held_out")
+    assert values["held_out/accuracy"] == 0.5 and values["held_out/reward"] == pytest.approx(7.99 / 8)
+    by_method = measured(rewards, solved=lambda verdict: verdict.reward > 2)  # pyright: ignore[reportUnknownLambdaType, reportUnknownMemberType]
+    assert by_method.metrics("held_out")["held_out/accuracy"] == 0.25
+    assert by_method.pass_at(2) == 0.25
+
+
+def test_fewer_than_four_questions_have_no_interval() -> None:
+    values = measured([[0.0, 1.0]] * 3, solved=1.0).metrics("held_out")
+    assert values == {"held_out/num_questions": 3.0, "held_out/reward": 0.5, "held_out/accuracy": 0.5}
+
+
+def test_no_interval_leaves_the_rewards_that_a_run_has_seen() -> None:
+    rewards = [[0.0], [0.0], [0.0], [5.0]]
+    assert measured(rewards).reward().low < 0
+    assert measured(rewards, before=[10.0] + [0.0] * 30).reward().low == 0.0
+    assert measured(rewards, before=[10.0] + [0.0] * 30).reward().high > 5.0
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_solution() -> None:
@@ -75,12 +123,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_solution() -> None:
 
 
 def test_a_measurement_counts_full_reward_only_as_solved() -> None:
-    def records(*rewards: float) -> list[Record]:
-        return [Record("", "", Verdict(reward, {}, ""), "end") for reward in rewards]
-
-    measured = Measurement([records(1.0, 0.5), records(0.0, 0.99), records(1.0, 1.0)])
-    assert measured.solved() == [1, 0, 2]
-    assert measured.accuracy().mean == pytest.approx(0.5)
-    assert measured.reward() == pytest.approx(4.49 / 6)
-    assert measured.pass_at(1) == pytest.approx(0.5)
-    assert measured.pass_at(2) == pytest.approx(2 / 3)
+    found = measured([[1.0, 0.5], [0.0, 0.99], [1.0, 1.0]], solved=1.0)
+    accuracy = found.accuracy()
+    assert accuracy is not None and accuracy.mean == pytest.approx(0.5)
+    assert found.reward().mean == pytest.approx(4.49 / 6)
+    assert found.pass_at(1) == pytest.approx(0.5)
+    assert found.pass_at(2) == pytest.approx(2 / 3)

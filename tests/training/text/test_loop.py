@@ -191,7 +191,7 @@ def test_a_run_killed_before_its_first_step_just_begins(
 ) -> None:
     path = tmp_path / "run"
     with RunFolder.create(path, to_json(config)) as run:
-        run.append_metrics({"step": 0, "held_out/accuracy": 0.5})
+        run.append_metrics({"step": 0, "held_out/reward": 0.5, "held_out/num_questions": 9.0})
     assert_same(resume(config, path), straight)
 
 
@@ -541,7 +541,8 @@ def test_the_metrics_have_their_standard_names(straight: Path) -> None:
     line = json.loads((straight / "metrics.jsonl").read_text().splitlines()[3])
     wanted = "reward reward_std frac_reward_zero_std completions/mean_length completions/clipped_ratio "
     wanted += "entropy grad_norm num_tokens step_time learning_rate time/sample time/update "
-    wanted += "held_out/accuracy held_out/low held_out/high "
+    wanted += "held_out/accuracy held_out/accuracy_low held_out/accuracy_high held_out/num_questions "
+    wanted += "held_out/reward held_out/reward_low held_out/reward_high "
     wanted += "diagnostics/surrogate_loss sampling/sampling_logp_difference/mean"
     assert set(wanted.split()) <= set(line)
     assert not any("loss" in key for key in line if not key.startswith("diagnostics/"))

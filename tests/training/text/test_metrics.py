@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from gradhat.envs.text.arithmetic import Arithmetic
+from gradhat.envs.text.task import Question
 from gradhat.estimators.group import silent
+from gradhat.intervals import share_interval
 from gradhat.rollouts.engine import Completion, Limits
 from gradhat.rollouts.episodes import Experience, Start, collect, pack
 from gradhat.training.text import metrics
+from gradhat.training.text.evaluate import Scale
 from gradhat.trajectories import Record, Verdict
 
 
@@ -35,8 +39,14 @@ def experience() -> Experience:
     return Experience(sampled, torch.tensor([0, 1]), torch.arange(4))
 
 
+def binary() -> Scale:
+    scale = Scale()
+    scale.take([0.0, 1.0])
+    return scale
+
+
 def test_the_numbers_of_a_step_are_those_of_the_first_draw() -> None:
-    values = metrics.of_experience(experience())
+    values = metrics.of_experience(experience(), binary())
     assert values["reward"] == pytest.approx(1 / 4)
     assert values["sampled/reward"] == pytest.approx(1 / 2)
     assert values["reward_std"] == pytest.approx((0.5**0.5) / 2)  # mean over groups of the sample deviation
@@ -89,7 +99,8 @@ def test_the_mean_reward_is_not_drawn_to_the_middle_by_replacements() -> None:
                 version=0,
                 silent=silent,
                 max_replacements=1000,
-            )
+            ),
+            binary(),
         )
         for _ in range(600)
     ]
@@ -101,22 +112,62 @@ def test_the_mean_reward_is_not_drawn_to_the_middle_by_replacements() -> None:
     assert quotient - 0.25 > 2 * error
 
 
+def four_prompts(*rewards: float) -> Experience:
+    """Four prompts of two samples."""
+    sampled = pack(
+        [(1, 2, 3)] * 8,
+        [Completion((7,), (-1.0,), "end", "")] * 8,
+        [Record("", "", Verdict(reward, {}, ""), "end") for reward in rewards],
+        torch.arange(8) // 2,
+        version=0,
+    )
+    return Experience(sampled, torch.arange(8), torch.arange(8))
+
+
 def test_the_interval_is_between_prompts_not_between_samples() -> None:
-    # Prompt means 0.5, 0, 1: deviation 0.5, t(2) = 4.303. Six samples taken for independent give 0.575.
-    values = metrics.of_experience(experience()._replace(first=torch.arange(6)))
-    assert values["reward_high"] - 0.5 == pytest.approx(4.303 * 0.5 / 3**0.5, rel=1e-3)
-    assert values["reward_low"] - 0.5 == pytest.approx(-4.303 * 0.5 / 3**0.5, rel=1e-3)
+    # Prompt means 0.5, 0, 1, 0.5: deviation 0.408, t(3) = 3.182. Eight independent samples would give less.
+    graded = Scale(-5.0, 5.0, 100, graded=True)
+    values = metrics.of_experience(four_prompts(1, 0, 0, 0, 1, 1, 0.5, 0.5), graded)
+    half = 3.182 * (1 / 6) ** 0.5 / 2
+    assert values["reward_high"] - 0.5 == pytest.approx(half, rel=0.01)
+    assert values["reward_low"] - 0.5 == pytest.approx(-half, rel=0.01)
 
 
-def test_one_prompt_has_no_interval() -> None:
-    whole = experience()
-    one = whole._replace(first=torch.arange(2))
-    assert "reward_low" not in metrics.of_experience(one)
+def test_rewards_of_right_and_wrong_have_the_interval_of_a_share() -> None:
+    rewards = (1.0, 0.0, 0.0, 0.0, 0.7 + 0.2 + 0.1, 1.0, 0.0, 0.0)
+    values = metrics.of_experience(four_prompts(*rewards), binary())
+    share = share_interval([0.5, 0.0, 1.0, 0.0], 8)
+    assert (values["reward"], values["reward_low"], values["reward_high"]) == pytest.approx(share)
+    none = metrics.of_experience(four_prompts(*[0.0] * 8), binary())
+    assert none["reward_low"] == 0 and 0.5 < none["reward_high"] < 1
 
 
-def test_success_is_counted_for_each_prompt_of_the_first_draw() -> None:
-    """Not of the chosen batch, and not of what replaced silent groups: both are never all right or wrong."""
-    assert metrics.success_rates(experience()) == [0.5, 0.0]
+def test_a_mean_of_graded_rewards_stays_within_those_that_were_seen() -> None:
+    rewards = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.25)
+    values = metrics.of_experience(four_prompts(*rewards), Scale(0.0, 1.0, 64, graded=True))
+    assert values["reward_low"] == 0.0
+
+
+def test_fewer_than_four_prompts_have_no_interval() -> None:
+    assert "reward_low" not in metrics.of_experience(experience(), binary())
+
+
+def test_marks_are_solutions_where_the_task_says_what_these_are() -> None:
+    # Of the first draw: not of the chosen batch, and not of what replaced silent groups.
+    assert metrics.marks(Arithmetic(), experience()) == [0.5, 0.0]
+    graded = four_prompts(-1, 1, 0, 10, 0.5, 0.25, 2, 2)
+    assert metrics.marks(Arithmetic(), graded) == [0.5, 0.5, 0.0, 1.0]
+    assert metrics.marks(Unsaid(), graded) == [0.0, 5.0, 0.375, 2.0]
+
+
+class Unsaid:
+    """A task that does not say what solves it."""
+
+    def question(self, seed: int) -> Question:
+        return Question(str(seed), "")
+
+    def score(self, question: Question, completion: str) -> float:
+        return 0.0
 
 
 def test_the_entropy_of_an_update_is_that_of_the_rows_it_computes() -> None:

@@ -6,6 +6,7 @@ Difficulty is the number of terms and the number of digits. The answer is the la
 import random
 from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 from gradhat.envs.text.task import Question
 from gradhat.envs.text.verify import same_number
@@ -25,6 +26,8 @@ class Arithmetic:
     order are the question's key, so "3 + 4", "4 + 3" and "3 * 4" are held out together or not at all. A
     TaskError names a bad setting.
     """
+
+    solved: ClassVar[float] = 1.0
 
     operations: str = OPERATIONS
     """The signs to draw from, some of "+-*"."""

@@ -68,6 +68,8 @@ class ReasoningGym:
     file) `score` is a TaskError: nobody knows whether the answer was right.
     """
 
+    solved = 1.0
+
     def __init__(self, name: str, config: dict[str, Any] | None = None) -> None:
         self.name = name
         config = config or {}

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, Protocol
 
 from gradhat.envs.text.guard import guarded, settled, shown
+from gradhat.envs.text.solved import own
 from gradhat.envs.text.verify import shorten
 from gradhat.errors import TaskError
 from gradhat.trajectories import Verdict
@@ -45,7 +46,7 @@ class Question(NamedTuple):
 
 
 class Task(Protocol):
-    """A source of questions and a judge of completions."""
+    """A source of questions and a judge of completions. It may say what solves a question: see solved.py."""
 
     def question(self, seed: int) -> Question:
         """Return the question that `seed` names: the same seed gives the same question, in every process.
@@ -207,14 +208,16 @@ def check(task: Task, num_questions: int = 20, say: Say = lambda _: None) -> Che
     `say` gets a line now and then where that takes long.
 
     TaskError for what is surely a mistake: a question that differs when it is asked again, an answer or a
-    completion that cannot be judged, gold answers of which every one scores less than saying nothing (a sign
-    turned round). Any finite number is a reward, so nothing else is asked of them: a gold answer may score
-    0.9, 100 or, where `score` wants it in tags, as little as the empty completion.
+    completion that cannot be judged, a `solved` that says nothing of one, gold answers of which every one
+    scores less than saying nothing (a sign turned round). Any finite number is a reward, so nothing else is
+    asked of them: a gold answer may score 0.9, 100 or, where `score` wants it in tags, as little as the empty
+    completion.
     """
     gold: list[float] = []
     empty: list[float] = []
     worse = 0
     speak = _now_and_then(say)
+    solves = own(task)
     for seed in range(num_questions):
         speak(f"{_name(task)}: trying question {seed + 1} of {num_questions} and its answer")
         question = ask(task, seed)
@@ -224,10 +227,14 @@ def check(task: Task, num_questions: int = 20, say: Say = lambda _: None) -> Che
                 f"{_name(task)}: question {shorten(question.text)!r} (seed {seed}) is "
                 f"{shorten(again.text)!r} the second time. Draw from random.Random(seed) only."
             )
-        empty.append(judge(task, question, "").reward)
+        verdict = judge(task, question, "")
+        empty.append(verdict.reward)
         if question.answer:
-            gold.append(judge(task, question, question.answer).reward)
+            verdict = judge(task, question, question.answer)
+            gold.append(verdict.reward)
             worse += gold[-1] < empty[-1]
+        if solves is not None:
+            solves(verdict)
     found = Checked(gold, empty)
     if gold and worse == len(gold):
         raise TaskError(

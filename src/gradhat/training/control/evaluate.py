@@ -7,7 +7,7 @@ import torch
 
 from gradhat.envs.gym import Float32, World
 from gradhat.errors import ConfigError
-from gradhat.intervals import mean_interval
+from gradhat.intervals import FEWEST, Seen, mean_interval
 from gradhat.training.control.agent import Greedy
 
 
@@ -57,10 +57,15 @@ def _round(world: World, act: Greedy, observations: Float32, max_steps: int) -> 
     return Played(returns.tolist(), int(plays.sum()))
 
 
-def summary(played: Played) -> dict[str, float]:
-    """Return the mean with its 95 % interval, and the share that was cut, as metrics."""
-    interval = mean_interval(played.returns)
+def summary(played: Played, seen: Seen) -> dict[str, float]:
+    """Return the mean with its 95 % interval, and the share that was cut, as metrics.
+
+    `seen` sees the returns. The interval stays within all that it has seen, and from fewer than four episodes
+    there is none.
+    """
+    seen.take(played.returns)
+    interval = mean_interval(played.returns, *seen.bounds())
     metrics = {"greedy/return": interval.mean, "greedy/cut": played.num_cut / len(played.returns)}
-    if len(played.returns) > 1:
+    if len(played.returns) >= FEWEST:
         metrics |= {"greedy/low": interval.low, "greedy/high": interval.high}
     return metrics

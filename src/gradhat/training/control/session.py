@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradhat.envs.gym import World
 from gradhat.errors import RunError
-from gradhat.intervals import mean_interval
+from gradhat.intervals import FEWEST, Seen, mean_interval
 from gradhat.rollouts.vector import Episode
 from gradhat.training import checkpoint
 from gradhat.training.checkpoint import Checkpoint
@@ -22,7 +22,8 @@ from gradhat.training.control import evaluate, worlds
 from gradhat.training.control.agent import Agent
 from gradhat.training.control.algorithms import ALGORITHMS, check_actions, read
 from gradhat.training.control.config import ControlConfig, check
-from gradhat.training.log import Log, duration
+from gradhat.training.control.progress import progress_line, returned
+from gradhat.training.log import Log
 from gradhat.training.memory import keep_freed_memory
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.seed import derive
@@ -40,6 +41,9 @@ class Session:
     def __init__(self, config: ControlConfig[Any], world: World, agent: Agent, judge: World) -> None:
         self.config, self.world, self.agent, self.judge = config, world, agent, judge
         self.step = 0
+        self.seen = Seen()
+        """The returns so far, in training and in measurements."""
+        self._seen_before = Seen()
         self._diverged = ""
         self._whole = 0
         """The last step that `_state` is of."""
@@ -65,21 +69,9 @@ class Session:
 
     def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> str:
         """Return the line of progress."""
-        parts = [f"frames {metrics.get('num_frames', 0):,.0f}"]
-        for key, name in (("greedy", "greedy"), ("episode", "training")):
-            if f"{key}/return" in metrics:
-                low, high = metrics.get(f"{key}/low"), metrics.get(f"{key}/high")
-                spread = f" [{low:.1f}, {high:.1f}]" if low is not None and high is not None else ""
-                parts.append(f"{name} {metrics[f'{key}/return']:.1f}{spread}")
-        if metrics.get("greedy/cut"):
-            parts.append(f"cut {metrics['greedy/cut']:.0%}")
-        if "entropy" in metrics:
-            parts.append(f"entropy {metrics['entropy']:.3f}")
-        if "frames_per_second" in metrics:
-            parts.append(f"frames/s {metrics['frames_per_second']:,.0f}")
-        if math.isfinite(seconds_left):
-            parts.append(f"{duration(seconds_left)} left")
-        return "  ".join(parts)
+        return progress_line(
+            metrics, seconds_left, scale=self.seen.scale(), eval_episodes=self.config.eval_episodes
+        )
 
     def before(self) -> dict[str, float]:
         """Measure the untrained policy."""
@@ -89,7 +81,7 @@ class Session:
         """Live and learn until the next line of metrics is due."""
         config = self.config
         began, before = time.perf_counter(), self.agent.num_frames
-        self.step += 1
+        self.step, self._seen_before = self.step + 1, replace(self.seen)
         values = self.agent.advance(min(self.step * config.log_every, config.num_frames))
         self._diverged = diverged(values)
         if not self._diverged:
@@ -98,7 +90,7 @@ class Session:
         values |= {
             "num_frames": float(self.agent.num_frames),
             "step_time": seconds,
-            **_episodes(self.agent.drain()),
+            **_episodes(self.agent.drain(), self.seen),
         }
         # A batch can be longer than a line: the next line then has no frame of its own.
         if self.agent.num_frames > before:
@@ -126,27 +118,30 @@ class Session:
         def write(path: Path) -> None:
             checkpoint.save_tensors(self._state, path / STATE)
 
-        return checkpoint.save(run.checkpoints, self.step, write, {}, keep=self.config.keep_checkpoints)
+        cursor = {"seen": asdict(self.seen)}
+        return checkpoint.save(run.checkpoints, self.step, write, cursor, keep=self.config.keep_checkpoints)
 
     def resume(self, found: Checkpoint) -> None:
         """Stand where the checkpoint was taken."""
         self.step = self._whole = found.step
+        self.seen = Seen(**found.cursor["seen"])
         self._state = load_file(found.path / STATE)
         self.agent.restore(self._state)
 
     def retreat(self) -> bool:
         """Count back to the last whole step. The agent itself is of no more use."""
-        self.step = self._whole
+        if self.step != self._whole:
+            self.step, self.seen = self._whole, self._seen_before
         return True
 
     def finish(self, run: RunFolder) -> tuple[dict[str, Any], str]:
         """Return the summary and the closing lines."""
         last = next(line for line in reversed(run.read_metrics()) if "greedy/return" in line)
         after = {key: value for key, value in last.items() if key.startswith("greedy/")}
-        spread = f" [{after['greedy/low']:.1f}, {after['greedy/high']:.1f}]" if "greedy/low" in after else ""
         closing = (
-            f"done. {self.config.eval_episodes} greedy episodes: return {after['greedy/return']:.1f}"
-            f"{spread}\nwatch it: gradhat watch {run.path}"
+            f"done. {self.config.eval_episodes} greedy episodes: return "
+            f"{returned(after, self.config.eval_episodes, self.seen.scale())}\n"
+            f"watch it: gradhat watch {run.path}"
         )
         summary = {"num_frames": self.agent.num_frames, "episodes": self.config.eval_episodes, "after": after}
         return summary, closing
@@ -172,7 +167,7 @@ class Session:
         )
 
     def _measure(self) -> dict[str, float]:
-        return evaluate.summary(self.play(derive(self.config.seed, "greedy", self.step)))
+        return evaluate.summary(self.play(derive(self.config.seed, "greedy", self.step)), self.seen)
 
 
 @contextmanager
@@ -229,15 +224,18 @@ def diverged(values: Mapping[str, float]) -> str:
     return "no gradient of this line was finite" if values.get("skipped", 0.0) >= 1 else ""
 
 
-def _episodes(finished: list[Episode]) -> dict[str, float]:
+def _episodes(finished: list[Episode], seen: Seen) -> dict[str, float]:
+    """Return what a line says of the training episodes that ended in it."""
     if not finished:
         return {}
-    interval = mean_interval([episode.ret for episode in finished])
+    returns = [episode.ret for episode in finished]
+    seen.take(returns)
+    interval = mean_interval(returns, *seen.bounds())
     metrics = {
         "episode/return": interval.mean,
         "episode/length": sum(episode.length for episode in finished) / len(finished),
         "num_episodes": float(len(finished)),
     }
-    if len(finished) > 1:
+    if len(finished) >= FEWEST:
         metrics |= {"episode/low": interval.low, "episode/high": interval.high}
     return metrics

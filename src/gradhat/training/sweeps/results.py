@@ -19,8 +19,8 @@ class Kind(NamedTuple):
     """What runs of one kind are judged by."""
 
     name: str
-    score: str
-    """The metric of the finished policy."""
+    scores: tuple[str, ...]
+    """The metrics of the finished policy, the first that is measured is the one that counts."""
     training: str
     """The metric of the policy while it explores."""
     rate: str
@@ -33,31 +33,27 @@ class Kind(NamedTuple):
     """The metric that says how much of it is done."""
     place: str
     """The setting that says where it is trained: numbers of different places cannot be averaged."""
-    form: str
-    """How numbers of `score` are written."""
 
 
 CONTROL = Kind(
     "control",
-    "greedy/return",
+    ("greedy/return",),
     "episode/return",
     "frames_per_second",
     "frames",
     "num_frames",
     "num_frames",
     "env",
-    ".1f",
 )
 TEXT = Kind(
     "text",
-    "held_out/accuracy",
+    ("held_out/accuracy", "held_out/reward"),
     "reward",
     "tokens_per_second",
     "tokens",
     "num_steps",
     "step",
     "task",
-    ".3f",
 )
 
 
@@ -117,15 +113,37 @@ def find(path: Path) -> list[Path]:
     return found
 
 
-def outcome(run: Run) -> Outcome:
-    """Return the final numbers of a run."""
-    after = (run.summary or {}).get("after", {})
+def judged_by(runs: Sequence[Run]) -> str:
+    """Return the metric that runs of one kind are judged by: the first of their kind's that the last
+    measurement of every one of them has. An expected return is always there, an accuracy is not.
+    """
+    scores = runs[0].kind.scores
+    last = [_last_measured(run) for run in runs]
+    return next((score for score in scores if all(line.get(score) is not None for line in last)), scores[-1])
+
+
+def possible(metric: str) -> tuple[float, float]:
+    """Return the least and the greatest value that a metric can have, as far as its name says it."""
+    return (0.0, 1.0) if metric.endswith("/accuracy") else (-math.inf, math.inf)
+
+
+def _last_measured(run: Run) -> dict[str, Any]:
+    """Return the last line in which the policy was measured, nothing where it never was."""
+    measured = (line for line in reversed(run.lines) if any(score in line for score in run.kind.scores))
+    return next(measured, {})
+
+
+def outcome(run: Run, score: str) -> Outcome:
+    """Return the final numbers of a run, which is judged by `score`. They come from its metrics, so that a
+    table and a plot say the same.
+    """
+    found = _last_measured(run).get(score)
     steps = [line for line in run.lines if line["step"] > 0]
     last = [line for line in steps if line["step"] > (1 - LAST) * steps[-1]["step"]]
     # A line holds the mean over the episodes that ended in it.
     training = _mean([(line.get(run.kind.training), line.get("num_episodes", 1.0)) for line in last])
     rate = _mean([(line.get(run.kind.rate), line.get("step_time")) for line in steps])
-    return Outcome(after.get(run.kind.score, math.nan), training, rate)
+    return Outcome(math.nan if found is None else found, training, rate)
 
 
 def _mean(weighted: Sequence[tuple[float | None, float | None]]) -> float:
@@ -149,7 +167,12 @@ def curve(run: Run, x: Axis, y: str) -> tuple[list[float], list[float]]:
         start = 0.0 if line["step"] == 0 else None
         place = {"frames": line.get("num_frames", start), "steps": float(line["step"]), "time": seconds}[x]
         value = line.get(y)
-        if place is not None and isinstance(value, int | float):
+        if place is None or not isinstance(value, int | float):
+            continue
+        if xs and xs[-1] == place:
+            # What is measured after the last step takes the place of what was measured in it.
+            ys[-1] = float(value)
+        else:
             xs.append(place)
             ys.append(float(value))
     return xs, ys

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gradhat import intervals
 from gradhat.training.interrupt import Interrupt
 from gradhat.training.log import duration
 from gradhat.training.run_folder import step_of
 from gradhat.training.sweeps.board import Board, Progress
 from gradhat.training.sweeps.plan import LOGS, Cell, Plan
-from gradhat.training.sweeps.results import finished, kind_of, outcome, read
+from gradhat.training.sweeps.results import finished, judged_by, kind_of, outcome, read
 
 TRAIN = (sys.executable, "-m", "gradhat.cli.main", "train")
 POLL = 0.1
@@ -137,8 +138,10 @@ class Sweep:
         self._past = (self._past[0] + seconds, self._past[1] + self._share(cell) - child.share)
         if code == 0 and finished(cell.path):
             self.done += 1
-            score = outcome(read(cell.path)).score
-            self.board.say(f"{cell.name}  {self.kind.score} {score:{self.kind.form}}  {duration(seconds)}")
+            run = read(cell.path)
+            score = judged_by([run])
+            value = outcome(run, score).score
+            self.board.say(f"{cell.name}  {score} {intervals.number(value, value)}  {duration(seconds)}")
         elif not stopping:
             self.failed[cell.name] = _last_words(child)
             self.board.say(f"{cell.name}  failed after {duration(seconds)}; all it said is in {child.log}")

@@ -6,7 +6,7 @@ from typing import Any
 from gradhat.errors import ConfigError
 from gradhat.intervals import Interval, interquartile_interval, mean_interval
 from gradhat.training.sweeps.grid import shown
-from gradhat.training.sweeps.results import Run, outcome
+from gradhat.training.sweeps.results import Run, judged_by, outcome, possible
 
 SEED = "seed"
 
@@ -48,16 +48,17 @@ def without_seed(keys: Sequence[str]) -> list[str]:
 
 def rows(runs: Sequence[Run], keys: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row for every setting of finished runs: means over seeds with 95 % t-intervals, interquartile
-    means with bootstrap intervals.
+    means with bootstrap intervals. Few runs have none: see `gradhat.intervals`.
     """
+    judged = judged_by(runs)
     found: list[dict[str, Any]] = []
     for values, group in grouped(runs, keys).items():
-        outcomes = [outcome(run) for run in group]
+        outcomes = [outcome(run, judged) for run in group]
         scores = [one.score for one in outcomes]
         found.append(
             _named(keys, values)
             | {"runs": len(group)}
-            | _numbers("score", mean_interval(scores))
+            | _numbers("score", mean_interval(scores, *possible(judged)))
             | _numbers("iqm", interquartile_interval([scores]))
             | _numbers("training", mean_interval([one.training for one in outcomes]))
             | {"rate": sum(one.rate for one in outcomes) / len(outcomes)}
@@ -71,10 +72,10 @@ def rows_over_places(runs: Sequence[Run], keys: Sequence[str]) -> list[dict[str,
     Scores of different places are brought to one scale: 0 is the worst run of the sweep there, 1 the best.
     Places are the strata of the bootstrap: how much they differ is no noise.
     """
-    place = runs[0].kind.place
+    place, judged = runs[0].kind.place, judged_by(runs)
     scaled: dict[str, float] = {}
     for there in grouped(runs, [place]).values():
-        scores = {str(run.path): outcome(run).score for run in there}
+        scores = {str(run.path): outcome(run, judged).score for run in there}
         low, high = min(scores.values()), max(scores.values())
         scaled |= {
             path: (score - low) / (high - low) if high > low else 1.0 for path, score in scores.items()

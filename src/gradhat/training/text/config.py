@@ -22,7 +22,9 @@ class TrainConfig:
     curriculum: tuple[str, ...] = ()
     """Tasks to train on before `task`, easy to hard. Empty trains on `task` from the first step."""
     curriculum_threshold: float = 0.7
-    """Success rate, a moving average over prompts, that opens the next level of the curriculum."""
+    """Success, a moving average over prompts, that opens the next level of the curriculum: the share of
+    completions that solve their question where the task says what that is, else the mean reward in the task's
+    own unit. Rewards of 0 to 10 open at 7 what rewards of 0 to 1 open at 0.7."""
     system: str = ""
     """System prompt. Empty leaves the model's chat template alone."""
     model: str = "smollm2-135m"
@@ -142,7 +144,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("temperature", "max_grad_norm", "mismatch_cap"), lambda v: 0 < v < math.inf, "more than 0"),
     (("clip_low", "baseline_decay", "mismatch_low"), lambda v: 0 <= v <= 1, "0 to 1"),
     (("mismatch_high",), lambda v: 1 <= v < math.inf, "1 or more"),
-    (("curriculum_threshold",), lambda v: 0 < v <= 1, "more than 0, at most 1"),
+    (("curriculum_threshold",), math.isfinite, "a finite number"),
     (("betas",), lambda v: all(0 <= beta < 1 for beta in v), "two values from 0 up to, not including, 1"),
     (("num_threads",), lambda v: v is None or v >= 1, "1 or more"),
 )

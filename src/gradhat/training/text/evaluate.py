@@ -1,45 +1,81 @@
-"""The expected return on held-out questions, with an interval: the number a run is judged by.
-
-A completion solves a question when its reward is at least `SOLVED`, the reward of a task's own answer.
-"""
+"""The expected return on held-out questions, with an interval: the number a run is judged by."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from gradhat.envs.text.solved import is_right_or_wrong, solves
 from gradhat.envs.text.task import Question, Task, judge
 from gradhat.errors import TaskError
-from gradhat.intervals import Interval, Z
+from gradhat.intervals import FEWEST, Interval, Seen, mean_interval, share_interval
 from gradhat.policies.language.chat import Chat
-from gradhat.rollouts.engine import Limits, Sampler
+from gradhat.rollouts.engine import Completion, Limits, Sampler
 from gradhat.trajectories import Record
 
-SOLVED = 1.0
+
+@dataclass
+class Scale(Seen):
+    """The rewards that a run has seen: their range, and whether they are more than right or wrong."""
+
+    graded: bool = False
+    """Some were neither 0 nor 1."""
+
+    def take(self, values: Sequence[float]) -> None:
+        super().take(values)
+        self.graded = self.graded or not is_right_or_wrong(values)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The records of `Q` questions, each sampled equally often."""
+    """What a policy answered to `Q` questions, each asked equally often, and what `task` said of it."""
 
+    task: Task
+    questions: Sequence[Question]
+    prompts: Sequence[Sequence[int]]
+    """Token ids of each question."""
+    completions: Sequence[Sequence[Completion]]
     records: Sequence[Sequence[Record]]
+    scale: Scale
+    """Of the rewards of the run so far, these among them."""
 
-    def solved(self) -> list[int]:
-        """Return how many completions of each question solve it, `[Q]`."""
-        return [sum(r.verdict.reward >= SOLVED for r in records) for records in self.records]
+    def rewards(self) -> list[list[float]]:
+        """Return the rewards of each question's samples."""
+        return [[r.verdict.reward for r in records] for records in self.records]
 
-    def accuracy(self) -> Interval:
-        """Return the share of completions that solve their question."""
-        return accuracy_interval(self.solved(), len(self.records[0]))
+    def reward(self) -> Interval:
+        """Return the expected return: the mean over questions."""
+        return reward_interval(self.rewards(), self.scale)
 
-    def reward(self) -> float:
-        """Return the mean reward."""
-        rewards = [r.verdict.reward for records in self.records for r in records]
-        return sum(rewards) / len(rewards)
+    def solved(self) -> list[list[bool]] | None:
+        """Return which samples of each question solve it; None where nothing says what that is."""
+        rule = solves(self.task, graded=self.scale.graded)
+        return rule and [[rule(r.verdict) for r in records] for records in self.records]
 
-    def pass_at(self, k: int) -> float:
-        """Return the chance that any of `k` completions solves a question, averaged over questions."""
-        n = len(self.records[0])
-        return sum(pass_at_k(n, c, k) for c in self.solved()) / len(self.records)
+    def accuracy(self) -> Interval | None:
+        """Return the share of samples that solve their question."""
+        solved = self.solved()
+        return None if solved is None else accuracy_interval(solved)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of each question."""
+        return len(self.records[0])
+
+    def pass_at(self, k: int) -> float | None:
+        """Return the chance that any of `k` samples solves a question, averaged over questions."""
+        solved, n = self.solved(), self.num_samples
+        return None if solved is None else sum(pass_at_k(n, sum(s), k) for s in solved) / len(solved)
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Return reward and accuracy with their intervals, where there are enough questions for these."""
+        found: list[tuple[str, Interval | None]] = [("reward", self.reward()), ("accuracy", self.accuracy())]
+        values = {"num_questions": float(len(self.questions))}
+        for name, interval in found:
+            if interval is not None:
+                values[name] = interval.mean
+                if len(self.questions) >= FEWEST:
+                    values |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+        return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 def prompt_of(question: Question, chat: Chat, system: str) -> list[int]:
@@ -75,42 +111,36 @@ def measure(
     *,
     system: str,
     num_samples: int,
+    scale: Scale,
 ) -> Measurement:
-    """Sample `num_samples` completions of each question and let the task judge them."""
+    """Sample `num_samples` completions of each question and let the task judge them; `scale` sees the
+    rewards."""
     prompts = [prompt_of(question, chat, system) for question in questions]
     answers = sampler.sample(prompts, num_samples, limits)
-    return Measurement(
-        [
-            [Record(q.text, c.text, judge(task, q, c.text), c.stop) for c in completions]
-            for q, completions in zip(questions, answers, strict=True)
-        ]
-    )
+    records = [
+        [Record(q.text, c.text, judge(task, q, c.text), c.stop) for c in completions]
+        for q, completions in zip(questions, answers, strict=True)
+    ]
+    scale.take([record.verdict.reward for group in records for record in group])
+    return Measurement(task, questions, prompts, answers, records, replace(scale))
 
 
-def accuracy_interval(solved: Sequence[int], num_samples: int) -> Interval:
-    """Return the accuracy and its 95 % interval from `solved` `[Q]`, the count of `num_samples` that solve
-    each question.
+def reward_interval(rewards: Sequence[Sequence[float]], scale: Scale) -> Interval:
+    """Return the mean over questions of the mean reward of each, and its 95 % interval.
 
-    Wilson's interval (Wilson 1927) at the effective sample size of Korn and Graubard 1998: n_eff = p (1 - p)
-    / Var(p), where Var(p) is taken between questions. Completions of one question resemble each other, so Q
-    questions with n samples are worth between Q and Q·n independent ones. With one sample each this is
-    Wilson's interval for Q trials. When all or none are solved the variance says nothing, and n_eff = Q.
-    Assumes the questions are drawn at random from those the task can ask.
+    `rewards` are those of the samples of each question; `scale` has seen them. Of rewards of 0 and 1 the mean
+    is a share, with the interval of one. Others have a t-interval over questions, within all that was seen.
     """
-    count = len(solved)
-    shares = [c / num_samples for c in solved]
-    p = sum(shares) / count
-    variance = sum((share - p) ** 2 for share in shares) / count**2
-    effective = count if p in (0.0, 1.0) else p * (1 - p) / max(variance, p * (1 - p) / (count * num_samples))
-    return wilson(p, effective)
+    if not scale.graded:
+        return accuracy_interval([[round(x) == 1 for x in group] for group in rewards])
+    return mean_interval([math.fsum(group) / len(group) for group in rewards], *scale.bounds())
 
 
-def wilson(p: float, n: float) -> Interval:
-    """Return Wilson's 95 % score interval for a share `p` of `n` independent trials (Wilson 1927)."""
-    shrink = 1 + Z**2 / n
-    centre = (p + Z**2 / (2 * n)) / shrink
-    half = Z / shrink * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
+def accuracy_interval(solved: Sequence[Sequence[bool]]) -> Interval:
+    """Return the share of samples that are solved, a mean over questions, and its interval (see
+    `share_interval`).
+    """
+    return share_interval([sum(group) / len(group) for group in solved], sum(map(len, solved)))
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

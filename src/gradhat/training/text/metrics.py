@@ -5,10 +5,12 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 
+from gradhat.envs.text import solved
+from gradhat.envs.text.task import Task
 from gradhat.estimators.group import silent
-from gradhat.intervals import mean_interval
+from gradhat.intervals import FEWEST
 from gradhat.rollouts.episodes import Experience
-from gradhat.training.text.evaluate import SOLVED
+from gradhat.training.text.evaluate import Scale, reward_interval
 from gradhat.trajectories import Trajectories
 
 
@@ -32,17 +34,17 @@ class Clock:
         return {"step_time": sum(self._laps.values()), "tokens_per_second": num_tokens / learning, **parts}
 
 
-def of_experience(experience: Experience) -> dict[str, float]:
+def of_experience(experience: Experience, scale: Scale) -> dict[str, float]:
     """Return the metrics of one step's samples.
 
     Rewards, lengths, silence and entropy are those of the first draw. Prompts are drawn until enough groups
     differ, so over everything sampled the mean reward is a quotient that is drawn to the middle, and in the
     chosen batch it is a choice: only the first draw is fixed before any reward is known. Groups have one
-    size.
+    size. `scale` has seen the rewards.
     """
     sampled, first = experience.sampled, experience.sampled.select(experience.first)
     rewards = _by_group(first)
-    interval = mean_interval([sum(group) / len(group) for group in rewards])
+    interval = reward_interval(rewards, scale)
     lengths = [int(n) for n in first.mask.sum(-1)]
     metrics = {
         "reward": interval.mean,
@@ -56,7 +58,7 @@ def of_experience(experience: Experience) -> dict[str, float]:
         "completions/clipped_ratio": sum(r.stop == "length" for r in first.records) / len(first),
         "entropy": -float(first.logp[first.mask].mean()),
     }
-    if math.isfinite(interval.low):
+    if len(rewards) >= FEWEST:
         metrics |= {"reward_low": interval.low, "reward_high": interval.high}
     return metrics | _parts(first)
 
@@ -69,10 +71,17 @@ def of_update(learned: Mapping[str, float]) -> dict[str, float]:
     return {"trained/entropy" if key == "entropy" else key: value for key, value in learned.items()}
 
 
-def success_rates(experience: Experience) -> list[float]:
-    """Return the share of completions that solve each prompt of the first draw, in the order of drawing."""
+def marks(task: Task, experience: Experience) -> list[float]:
+    """Return the mean mark of each prompt of the first draw, in the order of drawing.
+
+    That is the share of completions that solve it where `task` says what that is, else the mean reward.
+    """
     first = experience.sampled.select(experience.first)
-    return [sum(reward >= SOLVED for reward in group) / len(group) for group in _by_group(first)]
+    found = solved.marks(task, [record.verdict for record in first.records])
+    groups: defaultdict[int, list[float]] = defaultdict(list)
+    for group, mark in zip(first.group.tolist(), found, strict=True):
+        groups[group].append(mark)
+    return [sum(group) / len(group) for group in groups.values()]
 
 
 def num_tokens(sampled: Trajectories) -> int:

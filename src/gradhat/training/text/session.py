@@ -4,7 +4,7 @@ It knows no algorithm, only a `Learner` (learner.py).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,17 @@ from gradhat.policies.language.chat import Chat
 from gradhat.rollouts.engine import Engine, Limits
 from gradhat.rollouts.episodes import Experience, Fitting, collect
 from gradhat.training.checkpoint import Checkpoint
-from gradhat.training.log import Log, progress_line
+from gradhat.training.log import Log
 from gradhat.training.memory import keep_freed_memory
 from gradhat.training.optim import MasterAdamW
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.seed import derive
 from gradhat.training.text import metrics, model_checkpoint
 from gradhat.training.text.config import TrainConfig
-from gradhat.training.text.evaluate import Interval, Measurement, fitting, measure
+from gradhat.training.text.evaluate import Measurement, Scale, fitting, measure
 from gradhat.training.text.learner import make_learner
 from gradhat.training.text.model import compute_dtype, set_threads
+from gradhat.training.text.progress import judged, progress_line
 from gradhat.training.text.rollouts import write_rollouts
 from gradhat.training.text.source import Source
 from gradhat.trajectories import Trajectories
@@ -60,6 +61,8 @@ class Session:
     """Batches in a row, up to the present, all of whose optimiser steps a non-finite gradient spoilt."""
     num_tokens: int = 0
     """Tokens of prompts and completions so far."""
+    scale: Scale = field(default_factory=Scale)
+    """Of the rewards so far, in training and in measurements."""
     longer: str = "--num-steps"
     whole: int = 0
     """The last step after which weights and counts were those of the end of a step."""
@@ -69,7 +72,8 @@ class Session:
     def cursor(self) -> dict[str, Any]:
         """Return what `resume` needs besides weights and moments, as plain values."""
         counts = {"version": self.version, "skipped": self.skipped, "num_tokens": self.num_tokens}
-        return {"source": self.source.state(), "learner": self.learner.state(), **counts}
+        kept = {"source": self.source.state(), "learner": self.learner.state()}
+        return {**kept, **counts, "scale": asdict(self.scale)}
 
     def resume(self, found: Checkpoint) -> None:
         """Stand where the checkpoint was taken."""
@@ -94,6 +98,7 @@ class Session:
         self.version = cursor["version"]
         self.skipped = cursor["skipped"]
         self.num_tokens = cursor["num_tokens"]
+        self.scale = Scale(**cursor["scale"])
 
     @property
     def num_steps(self) -> int:
@@ -114,11 +119,18 @@ class Session:
 
     def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> str:
         """Return the line of progress."""
-        return progress_line(step, self.num_steps, metrics, seconds_left)
+        return progress_line(
+            step,
+            self.num_steps,
+            metrics,
+            seconds_left,
+            scale=self.scale.scale(),
+            num_prompts=self.config.num_prompts,
+        )
 
     def before(self) -> dict[str, float]:
         """Measure the untrained model on every held-out question."""
-        return _held_out(_measure(self, self.held_out, self.config.final_samples))
+        return _measure(self, self.held_out, self.config.final_samples).metrics("held_out")
 
     def advance(self, run: RunFolder, log: Log) -> dict[str, float]:
         """Take one step: sample, learn, measure. Returns its metrics."""
@@ -130,15 +142,16 @@ class Session:
         clock.lap("sample")
         batch, learned = self.learner.learn(experience.sampled.select(experience.chosen))
         clock.lap("update")
-        values = metrics.of_update(learned) | metrics.of_experience(experience)
+        self.scale.take(experience.sampled.returns().tolist())
+        values = metrics.of_update(learned) | metrics.of_experience(experience, self.scale)
         values |= {"num_too_long": float(num_too_long)} | _count(self, experience.sampled, learned)
-        if self.source.observe(metrics.success_rates(experience)):
+        if self.source.observe(metrics.marks(self.source.task, experience)):
             log.say(f"level {self.source.level + 1} of {len(self.source.levels)} opens")
         self.whole = self.step
         write_rollouts(run, self.step, experience.sampled, experience.chosen, batch.adv)
         if self.step % config.eval_every == 0:
             sample = _measure(self, self.held_out[: config.eval_questions], config.eval_samples)
-            values |= _held_out(sample)
+            values |= sample.metrics("held_out")
             log.sample(self.step, batch.records[self.step % len(batch)])
             clock.lap("evaluate")
         return values | clock.times(int(experience.sampled.mask.sum()))
@@ -177,12 +190,12 @@ class Session:
         summary = {
             "num_tokens": self.num_tokens,
             "before": {key: value for key, value in lines[0].items() if key.startswith("held_out/")},
-            "after": _held_out(sampled),
-            "after_greedy": _held_out(greedy),
+            "after": sampled.metrics("held_out"),
+            "after_greedy": greedy.metrics("held_out"),
             "questions": len(self.held_out),
             "samples": self.config.final_samples,
         }
-        return summary, _closing(run, sampled.accuracy(), greedy.accuracy(), self)
+        return summary, _closing(run, sampled, greedy, self)
 
     def close(self) -> None:
         """Nothing is held beyond memory."""
@@ -287,23 +300,15 @@ def _measure(
         limits,
         system=config.system,
         num_samples=num_samples,
+        scale=session.scale,
     )
 
 
-def _held_out(sample: Measurement) -> dict[str, float]:
-    accuracy = sample.accuracy()
-    return {
-        "held_out/accuracy": accuracy.mean,
-        "held_out/low": accuracy.low,
-        "held_out/high": accuracy.high,
-        "held_out/reward": sample.reward(),
-    }
-
-
-def _closing(run: RunFolder, sampled: Interval, greedy: Interval, session: Session) -> str:
+def _closing(run: RunFolder, sampled: Measurement, greedy: Measurement, session: Session) -> str:
+    one, other = (
+        judged(found.metrics("held_out"), "held_out", session.scale.scale()) for found in (sampled, greedy)
+    )
     return (
-        f"done. {len(session.held_out)} held-out questions: "
-        f"sampled {sampled.mean:.3f} [{sampled.low:.3f}, {sampled.high:.3f}], "
-        f"greedy {greedy.mean:.3f} [{greedy.low:.3f}, {greedy.high:.3f}]\n"
+        f"done. {len(session.held_out)} held-out questions: sampled {one}, greedy {other}\n"
         f"talk to it: gradhat chat {run.path}"
     )

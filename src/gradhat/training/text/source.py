@@ -10,7 +10,7 @@ from gradhat.rollouts.episodes import Start
 from gradhat.training.seed import derive
 
 WINDOW = 32
-"""Prompts over which the success rate is averaged, and the fewest after which a level can open."""
+"""Prompts over which success is averaged, and the fewest after which a level can open."""
 
 REMEMBERED = 1024
 """Questions of one level that are kept while their completions are sampled and judged."""
@@ -19,8 +19,10 @@ REMEMBERED = 1024
 class Source:
     """Training episodes from `levels`, easy to hard: an iterator of start states that never ends.
 
-    The next level opens when the success rate reaches `threshold`. Start number n is a function of (seed, n,
-    level) alone, so a few numbers continue the stream.
+    The next level opens when success reaches `threshold`: the share of completions that solve their question
+    where the task says what that is (envs/text/solved.py), else the mean reward, in the task's own unit.
+    Rewards of 0 and 1 make no difference. Start number n is a function of (seed, n, level) alone, so a few
+    numbers continue the stream.
     """
 
     def __init__(self, levels: Sequence[Task], *, system: str, threshold: float, seed: int) -> None:
@@ -35,7 +37,12 @@ class Source:
         self.seen = 0
         """Prompts of this level whose success is known."""
         self.success = 0.0
-        """Their success rate: the mean of the first `WINDOW`, from then on a moving average."""
+        """Their success: the mean of the first `WINDOW`, from then on a moving average."""
+
+    @property
+    def task(self) -> Task:
+        """The task of the present level."""
+        return self.levels[self.level]
 
     def __iter__(self) -> "Source":
         return self
@@ -43,12 +50,12 @@ class Source:
     def __next__(self) -> Start:
         self.drawn += 1
         questions = self._questions[self.level]
-        make = partial(SingleTurn, self.levels[self.level], "train", self.system, questions)
+        make = partial(SingleTurn, self.task, "train", self.system, questions)
         return Start(make, derive(self.seed, "question", self.drawn))
 
     def observe(self, rates: Sequence[float]) -> bool:
-        """Take in the success rate of each prompt of a step's first draw, silent ones included. Returns
-        whether a level opens.
+        """Take in the success of each prompt of a step's first draw, silent ones included. Returns whether
+        a level opens.
 
         Silent prompts are all right or all wrong: without them the rate would be drawn towards the middle. So
         it would with those drawn in their place, of which the last one is never silent.
