@@ -7,7 +7,7 @@ All arrays are numpy. Shapes: `N` environments (one step of each), `*O` of an ob
 """
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,19 +65,21 @@ class RunningMoments:
         if not len(kept):
             return
         mean = kept.sum(0) / len(kept)
-        total = self.count + len(kept)
+        self.merge(len(kept), mean, np.square(kept - mean).sum(0))
+
+    def merge(self, count: int, mean: Floats, squares: Floats) -> None:
+        """Take in `count` rows, with their mean and their sum of squared deviations from it, `[*O]` each."""
+        total = self.count + count
+        if not total:
+            return
         difference = mean - self.mean
-        self._squares = (
-            self._squares
-            + np.square(kept - mean).sum(0)
-            + np.square(difference) * (self.count * len(kept) / total)
-        )
-        self.mean = self.mean + difference * (len(kept) / total)
+        self._squares = self._squares + squares + np.square(difference) * (self.count * count / total)
+        self.mean = self.mean + difference * (count / total)
         self.count = total
 
-    def frozen(self) -> Self:
+    def frozen(self) -> "RunningMoments":
         """Return a copy that no longer changes, for evaluation."""
-        copy = type(self)(self.mean.shape)
+        copy = RunningMoments(self.mean.shape)
         copy.restore(self.state())
         copy._is_frozen = True
         return copy
@@ -101,6 +103,57 @@ class RunningMoments:
         self.count = int(state["count"])
         self.mean = state["mean"].numpy().copy()
         self._squares = state["squares"].numpy().copy()
+
+
+class PooledMoments(RunningMoments):
+    """Moments of the rows that several processes see, for one of them.
+
+    Each writes those of its own rows into its place of a tensor in shared memory, float64 `[W, 3, *O]`: n, m
+    and M. `look` pools the places, and until the next look the own rows are added as they come. Nobody waits,
+    so a place that is read while it is written may mix two of its steps. A process alone has `RunningMoments`
+    to the bit.
+    """
+
+    def __init__(self, places: Tensor, number: int, begun: RunningMoments) -> None:
+        """Go on from place `number`; where it is empty, from the rows that `begun` has seen."""
+        super().__init__(tuple(places.shape[2:]))
+        self._places, self._place = places, places[number]
+        self._own = RunningMoments(self.mean.shape)
+        self._own.restore(begun.state() if not self._place.any() else _state(self._place))
+        self._write()
+        self.look()
+
+    def update(self, rows: NDArray[Any], own: Bools | None = None) -> None:
+        """Take in `rows` `[N, *O]`, for this process and for the others."""
+        super().update(rows, own)
+        self._own.update(rows, own)
+        self._write()
+
+    def look(self) -> None:
+        """Take in what all others have seen by now."""
+        self.restore(pooled(self._places).state())
+
+    def _write(self) -> None:
+        state = self._own.state()
+        self._place[0] = state["count"]
+        self._place[1] = state["mean"]
+        self._place[2] = state["squares"]
+
+
+def pooled(places: Tensor) -> RunningMoments:
+    """Return the moments of all rows that any process has seen, from the places `[W, 3, *O]` of their own."""
+    total = RunningMoments(tuple(places.shape[2:]))
+    total.restore(_state(places[0]))
+    for place in places[1:]:
+        state = _state(place)
+        total.merge(int(state["count"]), state["mean"].numpy(), state["squares"].numpy())
+    return total
+
+
+def _state(place: Tensor) -> dict[str, Tensor]:
+    """Return what a place `[3, *O]` says, as `RunningMoments.state` does."""
+    count = place[0].flatten()[0].round().long()
+    return {"count": count, "mean": place[1].clone(), "squares": place[2].clone()}
 
 
 def normalise(x: NDArray[Any], moments: RunningMoments, clip: float = CLIP) -> NDArray[np.float32]:

@@ -5,12 +5,12 @@ as one that changes no result, which is tested too. A new setting without an ent
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
-from multiprocessing import Pipe
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from inline import Inline
 from torch import Tensor
 
 from gradhat.algorithms import a2c, ddpg, dqn, ppo, reinforce, sac, tabular_control, td3, trpo
@@ -138,32 +138,6 @@ def other(config: ControlConfig[Any], path: Path) -> Any:
             return tuple(width + 1 for width in value)
         case _:
             raise NotImplementedError(f"{path}: say in OTHER which other value to try")
-
-
-class Inline:
-    """A worker of A3C in this process: what it is asked it does at once, so that runs can be compared."""
-
-    def __init__(self, config: Any, number: int, shared: Any) -> None:
-        self.number = number
-        self.agent = hogwild.worker(config, number, shared)
-        self.connection, self.theirs = Pipe()
-        self.begun = False
-
-    def send(self, message: Any) -> None:
-        if self.begun:
-            asked = hogwild._state if message == "state" else hogwild._round  # pyright: ignore
-            self.found = asked(self.agent, *([] if message == "state" else [message]))
-            self.theirs.send(None)
-        self.begun = True
-
-    def answer(self) -> Any:
-        self.connection.recv()
-        return self.found
-
-    def end(self, patience: float) -> None:
-        self.agent.close()
-        self.connection.close()
-        self.theirs.close()
 
 
 @pytest.fixture(autouse=True)
@@ -328,7 +302,7 @@ def test_the_discount_reaches_the_scale_of_rewards_too(name: str) -> None:
     for gamma in (0.9, 0.5):
         of = put(config, ("learning", "settings", "gamma"), gamma)
         agent = ALGORITHMS[name].make(of, worlds.make(of, of.num_envs))
-        lone = agent if isinstance(agent, OnPolicyAgent) else hogwild.worker(of, 0, agent.shared)  # pyright: ignore
+        lone = agent if isinstance(agent, OnPolicyAgent) else hogwild.worker(of, 0, agent.shared, agent.seen)  # pyright: ignore
         scale = RewardScale(of.num_envs, gamma)
         batch = lone.gather(lone)
         raw = 1 - 2 * batch.next_observations[..., 0].double().square()  # pyright: ignore

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from inline import Inline
 from safetensors.torch import load_file
 from torch import Tensor
 
 from gradhat.algorithms import a2c, a3c
 from gradhat.errors import ConfigError, RunError, TaskError
-from gradhat.rollouts.normalize import RunningMoments
+from gradhat.rollouts.normalize import PooledMoments, RunningMoments, normalise, pooled
 from gradhat.training import checkpoint
 from gradhat.training.control import algorithms, hogwild, settings, worlds
 from gradhat.training.control.agent import Agent
@@ -160,6 +161,7 @@ def test_workers_draw_their_own_numbers() -> None:
     with closing(agent):
         agent.advance(100)
         state = agent.state()
+        assert state["seen/observations"][:, 0, 0].min() >= 50 <= state["seen/returns"][:, 0].min()
     worlds_seen = [state[f"worker{i}/collector/observations"] for i in range(2)]
     assert not torch.equal(*worlds_seen)
     assert not torch.equal(state["worker0/generator"], state["worker1/generator"])
@@ -173,11 +175,87 @@ def test_the_greedy_policy_is_normalised_by_what_all_have_seen() -> None:
     for part, found in zip(parts, rows, strict=True):
         part.update(found)
     everything.update(np.concatenate(rows))
-    total = hogwild.pooled(parts)
-    assert total is not None and total.count == everything.count == 66
+    places = torch.zeros(3, 3, 3, dtype=torch.float64)
+    for number, part in enumerate(parts):
+        PooledMoments(places, number, part)
+    total = pooled(places)
+    assert total.count == everything.count == 66
     np.testing.assert_allclose(total.mean, everything.mean, rtol=1e-12)
     np.testing.assert_allclose(total.variance, everything.variance, rtol=1e-12)
-    assert parts[0].count == 5 and hogwild.pooled([]) is None
+    assert parts[0].count == 5 and pooled(torch.zeros(2, 3, 3)).count == 0
+
+
+def test_what_workers_see_is_added_up_for_all_of_them() -> None:
+    """Three that take turns, masked rows left out: after a look each has seen everything, and between two
+    looks its own rows beside what it had looked at.
+    """
+    draw = np.random.default_rng(0)
+    places = torch.zeros(3, 3, 2, dtype=torch.float64)
+    workers = [PooledMoments(places, number, RunningMoments((2,))) for number in range(3)]
+    everything, known = RunningMoments((2,)), [RunningMoments((2,)) for _ in range(3)]
+    for turn in range(40):
+        number = int(draw.integers(3))
+        rows, own = draw.normal(number, 1 + number, (4, 2)), draw.random(4) < 0.8
+        if turn % 3 == 0:
+            workers[number].look()
+            known[number].restore(everything.state())
+        workers[number].update(rows, own)
+        everything.update(rows, own)
+        known[number].update(rows, own)
+        for mine, wanted in ((workers[number], known[number]), (pooled(places), everything)):
+            assert mine.count == wanted.count
+            np.testing.assert_allclose(mine.mean, wanted.mean, rtol=1e-12)
+            np.testing.assert_allclose(mine.variance, wanted.variance, rtol=1e-12, atol=1e-15)
+    again = PooledMoments(places, 1, RunningMoments((2,)))
+    assert again.count == everything.count, "it goes on from its place"
+    again.update(np.ones((5, 2)))
+    assert pooled(places).count == everything.count + 5 and isinstance(again.frozen(), RunningMoments)
+
+
+def test_workers_divide_rewards_by_one_number_and_read_through_one_map(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each in a world of its own luck, and what is measured is normalised as what was trained."""
+    monkeypatch.setattr(hogwild, "Process", Inline)
+    agent = made(config(2, env="Pendulum-v1"))
+    agent.advance(400)
+    first, second = (worker.agent.collector for worker in agent.workers)  # pyright: ignore
+    seen: list[Any] = []
+    for collector in (first, second):
+        moments, scale = collector.moments, collector.reward_scale
+        assert isinstance(moments, PooledMoments) and isinstance(scale.moments, PooledMoments)
+        moments.look()
+        scale.moments.look()
+        seen.append((moments.state(), scale.moments.state()))
+    for mine, theirs in zip(*seen, strict=True):
+        assert mine["count"] == theirs["count"] >= 400
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+    # The second lived its share behind the first, so it ended with what both had seen but for nothing.
+    state = agent.state()
+    torch.testing.assert_close(state["seen/returns"][:, 0].sum(), seen[0][1]["count"].double())
+    observations = torch.randn(50, 3)
+    policy = agent.greedy()
+    normal = torch.from_numpy(normalise(observations.numpy(), first.moments))
+    assert torch.equal(policy(observations), agent.policy.greedy(normal))
+    again = made(config(2, env="Pendulum-v1"))
+    again.restore(state)
+    assert torch.equal(again.greedy()(observations), policy(observations))
+    again.advance(600)
+    assert again.seen.returns[:, 0].sum() >= 600
+    agent.close()
+    again.close()
+
+
+def test_a_batch_begins_with_a_look_at_what_others_have_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hogwild, "Process", Inline)
+    agent = made(config(2, env="Pendulum-v1"))
+    agent.advance(64)
+    second = agent.workers[1].agent  # pyright: ignore
+    before = second.collector.moments.count
+    agent.seen.observations[0, 0] += 1000  # The first has lived on.
+    second.gather(second)
+    assert second.collector.moments.count >= before + 1000
+    agent.close()
 
 
 def test_a_killed_worker_is_named_and_the_checkpoint_stays(
@@ -258,13 +336,13 @@ def test_ctrl_c_is_for_the_main_process() -> None:
         assert not agent.workers
 
 
-def spoken(of: ControlConfig[A3C], shared: a3c.Shared, *messages: object) -> list[Any]:
+def spoken(of: ControlConfig[A3C], shared: a3c.Shared, seen: hogwild.Seen, *messages: object) -> list[Any]:
     """What worker 1 answers to messages, in this process, where its lines can be seen."""
     threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
     main, theirs = Pipe()
     for message in messages:
         main.send_bytes(pickle.dumps(message))
-    hogwild.work(of, 1, shared, theirs)
+    hogwild.work(of, 1, shared, seen, theirs)
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, handler)
     answers: list[Any] = []
@@ -276,14 +354,15 @@ def spoken(of: ControlConfig[A3C], shared: a3c.Shared, *messages: object) -> lis
 
 def test_a_worker_answers_until_it_is_told_to_end() -> None:
     of = config(2)
-    shared = a3c.share(made(of).module, 2)
-    first, state = spoken(of, shared, {}, 64, "state", None)
+    agent = made(of)
+    shared, seen = agent.shared, agent.seen
+    first, state = spoken(of, shared, seen, {}, 64, "state", None)
     assert 64 <= first.num_frames < 64 + 16 and state.keys() >= {"generator", "collector/world"}
     before = shared.versions.tolist()
-    (second,) = spoken(of, shared, state, first.num_frames + 1, None)
+    (second,) = spoken(of, shared, seen, state, first.num_frames + 1, None)
     assert first.num_frames < second.num_frames <= first.num_frames + 16
     assert before[0] == 0 and shared.versions.tolist() == [0, before[1] + 1]
-    (error,) = spoken(replace(of, env="CartPole-v9"), shared, {})
+    (error,) = spoken(replace(of, env="CartPole-v9"), shared, seen, {})
     assert isinstance(error, ConfigError)
 
 
@@ -293,7 +372,8 @@ def test_a_worker_ends_with_the_main_process() -> None:
     main, theirs = Pipe()
     main.close()
     handler = signal.getsignal(signal.SIGINT)
-    hogwild.work(of, 0, a3c.share(made(of).module, 2), theirs)
+    agent = made(of)
+    hogwild.work(of, 0, agent.shared, agent.seen, theirs)
     signal.signal(signal.SIGINT, handler)
     assert theirs.closed
 

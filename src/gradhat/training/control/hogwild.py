@@ -4,15 +4,14 @@ The main process asks and waits. In a round every worker goes on until it has li
 within a round nobody waits for anybody. Between rounds all are idle, so weights can be measured and saved.
 
 A worker is an on-policy agent whose copy of the weights comes from shared memory and whose steps go there.
-With one worker a run is the run of A2C, to the bit, and so is one that goes on from a checkpoint. With
-several it goes on from the same weights, moments, environments and random numbers, but the order in which
-workers reach the shared weights is new each time.
+Observations and rewards are normalised by what all workers see. With one worker a run is the run of A2C, to
+the bit, and so is one that goes on from a checkpoint. With several it goes on from the same weights, moments,
+environments and random numbers, but the order in which workers reach the shared weights is new each time.
 """
 
 import pickle
 import signal
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context
@@ -26,8 +25,8 @@ from gradhat.algorithms import a2c, a3c
 from gradhat.envs.gym import World
 from gradhat.errors import ConfigError, GradhatError, RunError
 from gradhat.policies.mlp import ActorCritic, MLPPolicy
-from gradhat.rollouts.normalize import RunningMoments
-from gradhat.rollouts.vector import Episode
+from gradhat.rollouts.normalize import PooledMoments, RunningMoments, pooled
+from gradhat.rollouts.vector import Collector, Episode
 from gradhat.training.control import on_policy, worlds
 from gradhat.training.control.agent import Agent, Greedy, Means, joined, part
 from gradhat.training.control.config import ControlConfig
@@ -67,7 +66,25 @@ class Round(NamedTuple):
     metrics: dict[str, float]
     episodes: list[Episode]
     num_frames: int
-    moments: RunningMoments | None
+
+
+class Seen(NamedTuple):
+    """What normalises, in shared memory: for each of `W` workers the moments of what it saw itself.
+
+    See `PooledMoments`. Rewards of one size are what one critic can learn from, and one policy reads
+    observations through one map.
+    """
+
+    observations: Tensor
+    """float64 `[W, 3, O]`."""
+    returns: Tensor
+    """float64 `[W, 3]`: of the discounted returns, by whose deviation rewards are divided."""
+
+
+def nothing_seen(num_workers: int, num_inputs: int) -> Seen:
+    """Return empty places."""
+    shapes = (num_workers, 3, num_inputs), (num_workers, 3)
+    return Seen(*(torch.zeros(shape, dtype=torch.float64).share_memory_() for shape in shapes))
 
 
 def make(config: Config, world: World) -> Agent:
@@ -104,9 +121,9 @@ class Hogwild:
         self.module = on_policy.actor_critic(world, config.learning.network, critic=True, seed=config.seed)
         self.policy = MLPPolicy(self.module)
         self.shared = a3c.share(self.module, num_workers)
+        self.seen = nothing_seen(num_workers, world.num_inputs)
         self.num_frames = 0
         self.workers: list[Process] = []
-        self._moments: RunningMoments | None = None
         self._finished: list[Episode] = []
         self._saved: list[dict[str, Tensor]] = [{} for _ in range(num_workers)]
 
@@ -117,12 +134,11 @@ class Hogwild:
             means.add(found.metrics)
             self._finished += found.episodes
         self.num_frames = sum(found.num_frames for found in rounds)
-        self._moments = pooled([found.moments for found in rounds if found.moments is not None])
         return means.take()
 
     def greedy(self) -> Greedy:
         self.module.load_state_dict(self._weights())
-        return on_policy.greedy(self.policy, self._moments)
+        return on_policy.greedy(self.policy, self._moments())
 
     def holds(self) -> str:
         return ""
@@ -134,7 +150,7 @@ class Hogwild:
     def state(self) -> dict[str, Tensor]:
         found: list[dict[str, Tensor]] = self._ask("state")
         return joined(
-            moments={} if self._moments is None else self._moments.state(),
+            seen={name: places.clone() for name, places in self.seen._asdict().items()},
             **{f"worker{i}": tensors for i, tensors in enumerate(found)},
         ) | {
             "num_frames": torch.tensor(self.num_frames),
@@ -151,14 +167,17 @@ class Hogwild:
         for name, tensor in self._tensors().items():
             tensor.copy_(state[name])
         self.num_frames = int(state["num_frames"])
-        if moments := part(state, "moments"):
-            self._moments = RunningMoments(tuple(moments["mean"].shape))
-            self._moments.restore(moments)
+        for name, places in part(state, "seen").items():
+            getattr(self.seen, name).copy_(places)
         self._saved = [part(state, f"worker{i}") for i in range(mine)]
 
     def close(self) -> None:
         while self.workers:
             self.workers.pop().end(PATIENCE)
+
+    def _moments(self) -> RunningMoments | None:
+        """Return the moments of all that was seen, or None where nothing is normalised, or seen yet."""
+        return pooled(self.seen.observations) if self.seen.observations.any() else None
 
     def _weights(self) -> dict[str, Tensor]:
         names = [name for name, _ in self.module.named_parameters()]
@@ -192,20 +211,20 @@ class Hogwild:
 
     def _start(self) -> None:
         for number, saved in enumerate(self._saved):
-            self.workers.append(Process(self.config, number, self.shared))
+            self.workers.append(Process(self.config, number, self.shared, self.seen))
             self.workers[-1].send(saved)
 
 
 class Process:
     """A worker as the main process sees it."""
 
-    def __init__(self, config: Config, number: int, shared: a3c.Shared) -> None:
+    def __init__(self, config: Config, number: int, shared: a3c.Shared, seen: Seen) -> None:
         context = get_context(START)
         context.set_forkserver_preload(PRELOAD)
         self.number = number
         self.connection, theirs = context.Pipe()
         # A daemon: it ends with the main process, however that ends.
-        self.process = context.Process(target=work, args=(config, number, shared, theirs), daemon=True)
+        self.process = context.Process(target=work, args=(config, number, shared, seen, theirs), daemon=True)
         self.process.start()
         self.pid = self.process.pid
         # The worker alone holds its end, so its death is the end of the conversation.
@@ -246,7 +265,7 @@ class Process:
         )
 
 
-def work(config: Config, number: int, shared: a3c.Shared, main: Connection) -> None:
+def work(config: Config, number: int, shared: a3c.Shared, seen: Seen, main: Connection) -> None:
     """Be a worker until the main process has nothing more to ask, or is gone.
 
     Ctrl-C is left to the main process. Errors that a user can fix are answers.
@@ -255,7 +274,7 @@ def work(config: Config, number: int, shared: a3c.Shared, main: Connection) -> N
     torch.set_num_threads(config.num_threads)
     with main, suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
-            _serve(worker(config, number, shared), main)
+            _serve(worker(config, number, shared, seen), main)
         except GradhatError as error:
             _send(main, error)
 
@@ -271,12 +290,17 @@ def _serve(agent: OnPolicyAgent, main: Connection) -> None:
         agent.close()
 
 
-def worker(config: Config, number: int, shared: a3c.Shared) -> OnPolicyAgent:
-    """Return the agent of worker `number`: A2C's, but for where its weights come from and its steps go."""
+def worker(config: Config, number: int, shared: a3c.Shared, seen: Seen) -> OnPolicyAgent:
+    """Return the agent of worker `number`: A2C's, but for where its weights come from and its steps go.
+
+    Before each batch it looks at the weights, and at what the others have seen.
+    """
     learning, num_workers = config.learning, config.learning.num_workers
 
     def gather(agent: OnPolicyAgent) -> Trajectories:
         version = mine.copy()
+        for moments in looks:
+            moments.look()
         return agent.collector.collect(agent.policy, learning.num_steps, agent.generator, version)
 
     def learn(agent: OnPolicyAgent, batch: Trajectories) -> dict[str, float]:
@@ -293,9 +317,22 @@ def worker(config: Config, number: int, shared: a3c.Shared) -> OnPolicyAgent:
         seed=config.seed if num_workers == 1 else derive(config.seed, "worker", number),
         last_frame=_share(config.num_frames, config),
     )
+    looks = _pool(agent.collector, seen, number)
     agent.optimizer = _optimizer(agent.module, shared, learning.network)
     mine = a3c.Worker(agent.module, agent.optimizer.parameters, agent.optimizer, shared.versions, number)
     return agent
+
+
+def _pool(collector: Collector, seen: Seen, number: int) -> list[PooledMoments]:
+    """Let a collector normalise by what all workers see, where it normalises; return what looks at them."""
+    looks: list[PooledMoments] = []
+    if collector.moments is not None:
+        looks.append(PooledMoments(seen.observations, number, collector.moments))
+        collector.moments = looks[-1]
+    if (scale := collector.reward_scale) is not None:
+        looks.append(PooledMoments(seen.returns, number, scale.moments))
+        scale.moments = looks[-1]
+    return looks
 
 
 def _optimizer(module: ActorCritic, shared: a3c.Shared, network: Network) -> SmallAdam:
@@ -308,7 +345,7 @@ def _optimizer(module: ActorCritic, shared: a3c.Shared, network: Network) -> Sma
 
 def _round(agent: OnPolicyAgent, num_frames: int) -> Round:
     metrics = agent.advance(num_frames)
-    return Round(metrics, agent.drain(), agent.num_frames, agent.collector.moments)
+    return Round(metrics, agent.drain(), agent.num_frames)
 
 
 def _state(agent: OnPolicyAgent) -> dict[str, Tensor]:
@@ -327,19 +364,3 @@ def _send(end: Connection, message: object) -> None:
 
 def _receive(end: Connection) -> Any:
     return pickle.loads(end.recv_bytes())
-
-
-def pooled(parts: Sequence[RunningMoments]) -> RunningMoments | None:
-    """Return the moments of all rows that any of `parts` has seen, or None for none. See `RunningMoments`."""
-    if not parts:
-        return None
-    total = RunningMoments(parts[0].mean.shape)
-    total.restore(parts[0].state())
-    for other in parts[1:]:
-        a, b = total.state(), other.state()
-        count = total.count + other.count
-        apart = b["mean"] - a["mean"]
-        mean = a["mean"] + apart * (other.count / count)
-        squares = a["squares"] + b["squares"] + apart.square() * (total.count * other.count / count)
-        total.restore({"count": torch.tensor(count), "mean": mean, "squares": squares})
-    return total
