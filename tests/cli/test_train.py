@@ -71,7 +71,7 @@ def test_a_folder_named_like_an_alias_does_not_hide_the_alias(
     [
         (
             ["first_light", "--lrr", "1"],
-            ["--lrr: no such flag", "Did you mean --lr", "Known flags: --task --curriculum", "--dry-run"],
+            ["--lrr: no such flag", "Did you mean --lr", "Known flags: --task --reward", "--dry-run"],
         ),
         (["first_light", "more"], ["more: no such argument"]),
         (["frist_light"], ["Did you mean first_light?", "Recipes: first_light, two_digit_sums"]),
@@ -177,3 +177,42 @@ def test_an_output_that_cannot_be_written_says_so(
     (tmp_path / "file").write_text("")
     assert main(["train", *tiny, "--out", str(tmp_path / "file" / "run")]) == 1
     assert "Not a directory. Choose an --out that can be written." in capsys.readouterr().err
+
+
+def test_a_file_of_questions_and_reward_functions_reach_the_run(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns, scorer, weights and the sampled tokens: each part of a reward is a metric of its own."""
+    rows = [{"ask": f"Say {n}", "gold": str(n)} for n in range(40)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.py").write_text(
+        "def tokens(completion_ids, **_):\n    return [len(ids) for ids in completion_ids]\n"
+        "async def gold_length(completions, gold, **_):\n    return [len(g) for g in gold]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    flags = [*tiny[2:], "--task", "q.jsonl", "--question-column", "ask", "--answer-column", "gold"]
+    rewards = ["--reward", "mine.py:tokens=0.5", "--reward", "mine.py:gold_length=2", "task=3"]
+    assert main(["train", *flags, "--scorer", "contains", *rewards, "--out", "run"]) == 0
+    run = RunFolder(tmp_path / "run")
+    assert run.config()["task"] == f"{tmp_path}/q.jsonl:question=ask,answer=gold,scorer=contains"
+    line = run.read_metrics()[1]
+    parts = {name: line[f"rewards/{name}/mean"] for name in ("tokens", "gold_length", "task")}
+    assert parts["tokens"] == line["completions/mean_length"] > 0
+    assert 1 <= parts["gold_length"] <= 2
+    assert line["reward"] == pytest.approx(
+        0.5 * parts["tokens"] + 2 * parts["gold_length"] + 3 * parts["task"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--task", "arithmetic", "--scorer", "exact"], "flags of a file of questions, and this is none"),
+        (["--task", "q.jsonl", "--key-column", "a,b"], "found a comma in the name of a column"),
+    ],
+)
+def test_columns_belong_to_a_file_of_questions(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *flags, "--dry-run"]) == 2
+    assert message in capsys.readouterr().err

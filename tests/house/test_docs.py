@@ -32,7 +32,7 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 def test_every_setting_that_a_page_names_is_one() -> None:
     from gradhat.cli.flags import names
-    from gradhat.cli.train import Launch
+    from gradhat.cli.train import TextLaunch
     from gradhat.recipes.tuned import control
     from gradhat.training.control.algorithms import ALGORITHMS
     from gradhat.training.text.config import TrainConfig
@@ -44,7 +44,7 @@ def test_every_setting_that_a_page_names_is_one() -> None:
         for c in re.findall(r"^ +(?:\S*/)?gradhat train .*$", page.read_text(), re.MULTILINE)
     ]
     configs = [TrainConfig(), *(control(name, "CartPole-v1") for name in ALGORITHMS)]
-    known = {flag for config in configs for flag in names(Launch(config))}
+    known = {flag for config in configs for flag in names(TextLaunch(config))}
     flags = {flag for c in commands for flag in re.findall(r"--([a-z-]+)", c.partition("#")[0])}
     assert len(flags) > 3
     assert not {flag for flag in flags if f"--{flag.removeprefix('no-')}" not in known}

@@ -1,11 +1,12 @@
 """`gradhat eval`: how well a run or a model answers questions it was not trained on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gradhat.cli.flags import parse, target
+from gradhat.cli.columns import Columns
+from gradhat.cli.flags import gathered, parse, target
 from gradhat.errors import ConfigError, TaskError
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ class Flags:
 
     task: str = ""
     """The task, as in gradhat train. A run's own when left out."""
+    reward: tuple[str, ...] = ()
+    """Functions that score in the task's place, as in gradhat train. A run's own when left out."""
+    columns: Columns = field(default_factory=Columns)
     n: int = 200
     """Held-out questions, or all of them when the task has fewer."""
     samples: int = 4
@@ -54,6 +58,7 @@ def main(argv: list[str]) -> int:
         from gradhat.cli import eval_control
 
         return eval_control.main(Path(place).expanduser(), argv)
+    argv = gathered(argv, "--reward")
     flags = parse(defaults(place), argv, prog=f"gradhat eval {place}", description=DESCRIPTION)
     if not flags.task:
         raise ConfigError(f"gradhat eval {place}: found no task. Name one: --task arithmetic:digits=1")
@@ -85,6 +90,7 @@ def defaults(place: str) -> Flags:
     config = read(Path(place).expanduser())
     return Flags(
         task=config.task,
+        reward=config.reward,
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
         system=config.system,
@@ -97,6 +103,7 @@ def defaults(place: str) -> Flags:
 def report(place: str, flags: Flags) -> None:
     """Measure and print."""
     from gradhat.envs.text.load import load_task
+    from gradhat.envs.text.rewards import load_rewards
     from gradhat.envs.text.task import held_out_set
     from gradhat.policies.language import weights
     from gradhat.policies.language.chat import Chat
@@ -106,7 +113,7 @@ def report(place: str, flags: Flags) -> None:
     from gradhat.training.text.model import compute_dtype, find, set_threads
 
     set_threads(flags.num_threads)
-    task = load_task(flags.task)
+    task = load_rewards(load_task(flags.columns.named(flags.task)), flags.reward)
     questions = held_out_set(task, flags.n, derive(flags.seed, "held_out"), partial(print, flush=True))
     if not questions:
         raise TaskError(f"{flags.task}: found no held-out question. Give the task more distinct questions.")

@@ -38,6 +38,25 @@ def parse(default: F, argv: list[str], *, prog: str, description: str, kind: Any
     return flags
 
 
+def gathered(argv: list[str], flag: str) -> list[str]:
+    """Return `argv` with all values of a flag that is given several times behind its first one."""
+    values: list[str] = []
+    rest: list[str] = []
+    place = len(argv)
+    taking = False
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name == flag:
+            place, taking = min(place, len(rest)), not equals
+            values += [value] if equals else []
+        elif taking and not word.startswith("--"):
+            values.append(word)
+        else:
+            taking = False
+            rest.append(word)
+    return [*rest[:place], flag, *values, *rest[place:]] if values else argv
+
+
 def names(flags: object) -> list[str]:
     """Return the flags that the fields of a dataclass make, those of dataclasses inside it included."""
     found: list[str] = []

@@ -1,12 +1,14 @@
 """`gradhat play`: answer a task's questions yourself, in a terminal or through a pipe."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from gradhat.cli.flags import parse, target
+from gradhat.cli.columns import Columns
+from gradhat.cli.flags import gathered, parse, target
 
 USAGE = "gradhat play TASK"
 DESCRIPTION = """gradhat play TASK [FLAGS]: answer the questions of a task.
-TASK is arithmetic[:key=value,...], reasoning_gym:NAME[:key=value,...] or path/to/my_task.py:MyTask.
+TASK is arithmetic[:key=value,...], reasoning_gym:NAME[:key=value,...], path/to/my_task.py:MyTask or
+questions.jsonl (.csv, .parquet, a folder that datasets saved).
 Each answer is read as one line, or as many as the right answer has. Ctrl-D ends."""
 
 
@@ -18,6 +20,9 @@ class Flags:
     """The first question; the next ones follow from it."""
     held_out: bool = False
     """Ask held-out questions instead of training ones."""
+    reward: tuple[str, ...] = ()
+    """Functions that score in the task's place, as in gradhat train."""
+    columns: Columns = field(default_factory=Columns)
 
 
 def main(argv: list[str]) -> int:
@@ -25,6 +30,7 @@ def main(argv: list[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         parse(Flags(), argv, prog=USAGE, description=DESCRIPTION)
     name, argv = target(argv, "task", USAGE)
+    argv = gathered(argv, "--reward")
     flags = parse(Flags(), argv, prog=f"gradhat play {name}", description=DESCRIPTION)
     rewards = play(name, flags)
     mean = f": mean reward {sum(rewards) / len(rewards):.3g}" if rewards else ""
@@ -35,9 +41,10 @@ def main(argv: list[str]) -> int:
 def play(name: str, flags: Flags) -> list[float]:
     """Ask the questions of seed, seed + 1, ... until the input ends. Returns the rewards of the answers."""
     from gradhat.envs.text.load import load_task
+    from gradhat.envs.text.rewards import load_rewards
     from gradhat.envs.text.task import draw, judge
 
-    task = load_task(name)
+    task = load_rewards(load_task(flags.columns.named(name)), flags.reward)
     rewards: list[float] = []
     while True:
         question = draw(task, "held_out" if flags.held_out else "train", flags.seed + len(rewards))

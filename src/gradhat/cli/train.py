@@ -4,13 +4,14 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from gradhat.cli import recipes
-from gradhat.cli.flags import near, parse
+from gradhat.cli.columns import Columns, is_questions
+from gradhat.cli.flags import gathered, near, parse
 from gradhat.errors import ConfigError, RunError
 from gradhat.training.run_folder import RunFolder
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """gradhat train RECIPE [FLAGS]: run a recipe, with the flags in place of its own settings.
 
 gradhat train --task my_task.py:MyTask [FLAGS]: train a language model on a task of your own.
+
+gradhat train --task questions.jsonl [--reward my_rewards.py:fn] [FLAGS]: the same from a file of questions.
 
 gradhat train ALGORITHM --env ID [FLAGS]: ppo, dqn and others in any Gymnasium environment.
 
@@ -44,15 +47,22 @@ class Launch(Generic[C]):
 
 
 @dataclass(frozen=True)
+class TextLaunch(Launch[C]):
+    """What to train and where, and which columns its questions are in."""
+
+    columns: Columns = field(default_factory=Columns)
+
+
+@dataclass(frozen=True)
 class Kind(Generic[C]):
     """How one kind of run is configured and made."""
 
     launch: Any
-    """The type whose fields are the flags."""
+    """The type whose fields are the flags; called with a config it makes the defaults."""
     read: Callable[[Path], C]
     """The config of a run folder."""
-    ready: Callable[[C], C]
-    """Checks a config and makes it independent of the present folder."""
+    ready: Callable[[Any], C]
+    """A launch → its config, checked and independent of the present folder."""
     to_json: Callable[[C], dict[str, Any]]
     differences: Callable[[C, C], list[str]]
     longer: str
@@ -66,8 +76,9 @@ def main(argv: list[str]) -> int:
     resumed = _value_of("--resume", flags)
     kind, config = _resumed(Path(resumed)) if resumed and name is None else _named(name, flags)
     prog = f"gradhat train {name or ''}".rstrip()
-    launch = parse(Launch(config), flags, prog=prog, description=DESCRIPTION, kind=kind.launch)
-    launch = replace(launch, config=kind.ready(launch.config))
+    flags = gathered(flags, "--reward")
+    launch = parse(kind.launch(config), flags, prog=prog, description=DESCRIPTION, kind=kind.launch)
+    launch = replace(launch, config=kind.ready(launch))
     if launch.dry_run:
         print(json.dumps(kind.to_json(launch.config), indent=2))
         return 0
@@ -110,8 +121,9 @@ def _resumed(path: Path) -> tuple[Kind[Any], Any]:
 def _text() -> Kind[Any]:
     from gradhat.training.text import config as text
 
-    def ready(config: text.TrainConfig) -> text.TrainConfig:
-        config = _absolute(config)
+    def ready(launch: TextLaunch[text.TrainConfig]) -> text.TrainConfig:
+        config = launch.config
+        config = _absolute(replace(config, task=launch.columns.named(config.task)))
         text.check(config)
         return config
 
@@ -121,16 +133,16 @@ def _text() -> Kind[Any]:
         return prepare(config)
 
     return Kind(
-        Launch[text.TrainConfig], text.read, ready, text.to_json, text.differences, "num_steps", prepare
+        TextLaunch[text.TrainConfig], text.read, ready, text.to_json, text.differences, "num_steps", prepare
     )
 
 
 def _control(learning: type) -> Kind[Any]:
     from gradhat.training.control import algorithms, config, session
 
-    def ready(found: config.ControlConfig[Any]) -> config.ControlConfig[Any]:
-        config.check(found)
-        return found
+    def ready(launch: Launch[config.ControlConfig[Any]]) -> config.ControlConfig[Any]:
+        config.check(launch.config)
+        return launch.config
 
     return Kind(
         Launch[config.ControlConfig[learning]],
@@ -219,11 +231,14 @@ def _absolute(config: Any) -> Any:
         config,
         task=_absolute_task(config.task),
         curriculum=tuple(map(_absolute_task, config.curriculum)),
+        reward=tuple(map(_absolute_task, config.reward)),
         model=str(model.resolve()) if config.model not in ALIASES and model.exists() else config.model,
     )
 
 
 def _absolute_task(spec: str) -> str:
-    """Return "/folder/my_task.py:MyTask" for "my_task.py:MyTask"; other tasks are not files."""
-    file, dot, name = spec.partition(".py")
-    return f"{Path(f'{file}.py').expanduser().resolve()}{name}" if dot and name[:1] in ("", ":") else spec
+    """Return "/folder/my_task.py:MyTask" for "my_task.py:MyTask", and a task that is no file."""
+    name, colon, rest = spec.partition(":")
+    path = Path(name).expanduser()
+    is_file = path.suffix == ".py" or is_questions(name)
+    return f"{path.resolve()}{colon}{rest}" if is_file else spec

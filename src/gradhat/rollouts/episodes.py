@@ -11,6 +11,7 @@ import gymnasium
 import torch
 from torch import Tensor
 
+from gradhat.envs.text.env import step_all
 from gradhat.errors import TaskError
 from gradhat.policies.language.chat import Chat, Message
 from gradhat.rollouts.engine import Completion, Limits, Sampler
@@ -137,7 +138,8 @@ def play(
     prompts = [tuple(chat.encode(m)) for m in messages[::group_size]]
     groups = sampler.sample(prompts, group_size, limits)
     completions = [c for group in groups for c in group]
-    answers = [env.step(c.text) for (env, _), c in zip(episodes, completions, strict=True)]
+    texts, tokens = [c.text for c in completions], [c.tokens for c in completions]
+    answers = step_all([env for env, _ in episodes], texts, tokens)
     records = [
         Record(m[-1]["content"], c.text, _verdict(info), c.stop)
         for m, c, (*_, info) in zip(messages, completions, answers, strict=True)

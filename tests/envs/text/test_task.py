@@ -25,6 +25,7 @@ from gradhat.envs.text.task import (
     held_out,
     held_out_set,
     judge,
+    judge_many,
     key_of,
 )
 from gradhat.errors import TaskError
@@ -315,3 +316,31 @@ def test_a_bad_task_fails_its_check(task: Mine, message: str) -> None:
 
 def test_one_answer_that_costs_more_than_silence_is_no_mistake() -> None:
     check(Mine(lambda q, c: 1.0 - 0.6 * len(c) if c else 0.0))  # the answers of seeds 10 to 19 score -0.2
+
+
+class Together:
+    """Scores a batch: by the number of tokens, and by how many there are."""
+
+    def question(self, seed: int) -> Question:
+        return Question(f"q{seed}", "")
+
+    def score(self, question: Question, completion: str) -> float:
+        raise AssertionError("one at a time")
+
+    def score_many(
+        self, questions: list[Question], completions: list[str], tokens: list[tuple[int, ...]]
+    ) -> list[float]:
+        return [len(questions) + len(ids) / 10 for ids in tokens]
+
+
+def test_a_task_that_scores_batches_gets_them_whole_with_their_tokens() -> None:
+    asked = [Question("a", ""), Question("b", "")]
+    found = judge_many(Together(), asked, ["x", "y"], [(1,), (2, 3)])
+    assert [verdict.reward for verdict in found] == [2.1, 2.2]
+
+
+def test_a_batch_of_verdicts_has_one_for_each() -> None:
+    task = Together()
+    task.score_many = lambda *_: [1.0]  # type: ignore[method-assign]
+    with pytest.raises(TaskError, match="one verdict for each"):
+        judge_many(task, [Question("a", "")] * 2, ["x", "y"], [(1,), (2,)])

@@ -4,17 +4,21 @@ A single-turn task is the one-step case of Gymnasium's five-tuple: every episode
 """
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium
 from gymnasium.error import ResetNeeded
 
-from gradhat.envs.text.task import Question, Split, Task, draw, judge
+from gradhat.envs.text.task import Question, Split, Task, draw, judge, judge_many
+from gradhat.trajectories import Verdict
 
 Message = dict[str, str]
 """{"role": "system", "user" or "assistant", "content": text}."""
+
+Answer = tuple[list[Message], SupportsFloat, bool, bool, dict[str, Any]]
+"""Observation, reward, terminated, truncated, info."""
 
 SAMPLE_LENGTH = 16
 """Characters in a random sample of a space. Real texts have any length."""
@@ -96,16 +100,40 @@ class SingleTurn(gymnasium.Env[list[Message], str]):
         self._messages = [*opening, {"role": "user", "content": self._question.text}]
         return list(self._messages), {"question": self._question}
 
-    def step(self, action: str) -> tuple[list[Message], float, bool, bool, dict[str, Any]]:
+    def step(self, action: str) -> Answer:
         """Answer the question with a completion: returns messages, reward, terminated=True, truncated=False,
         info.
 
         The messages end with the completion; info is {"verdict": Verdict}. Raises ResetNeeded when no
         question is open.
         """
+        return self.close_with(action, judge(self.task, self.open_question(), action))
+
+    def open_question(self) -> Question:
+        """Return the question that waits for its answer. ResetNeeded when none does."""
         if self._question is None:
             raise ResetNeeded("step(completion) was asked for, but no question is open. Call reset() first.")
-        verdict = judge(self.task, self._question, action)
+        return self._question
+
+    def close_with(self, action: str, verdict: Verdict) -> Answer:
+        """Return what `step` returns, for a completion that was judged elsewhere."""
         self._question = None
         messages = [*self._messages, {"role": "assistant", "content": action}]
         return messages, verdict.reward, True, False, {"verdict": verdict}
+
+
+def step_all(
+    envs: Sequence[gymnasium.Env[list[Message], str]],
+    actions: Sequence[str],
+    tokens: Sequence[Sequence[int]],
+) -> list[Answer]:
+    """Return each environment's answer to its completion, which was sampled as `tokens`.
+
+    Episodes of one task are judged together: see `judge_many`. Other environments answer one after the other.
+    """
+    single = [env for env in envs if isinstance(env, SingleTurn)]
+    if len(single) < len(envs) or any(env.task is not single[0].task for env in single):
+        return [env.step(action) for env, action in zip(envs, actions, strict=True)]
+    questions = [env.open_question() for env in single]
+    verdicts = judge_many(single[0].task, questions, actions, tokens)
+    return [env.close_with(a, verdict) for env, a, verdict in zip(single, actions, verdicts, strict=True)]

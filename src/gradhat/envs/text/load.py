@@ -1,4 +1,4 @@
-"""From the name of a task to the task: `arithmetic`, `reasoning_gym:NAME`, or a class in a user's file."""
+"""From the name of a task to the task: built in, a class in a user's file, or a file of questions."""
 
 import ast
 import difflib
@@ -9,12 +9,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from gradhat.envs.text.data import is_data, open_data
 from gradhat.envs.text.guard import guarded
 from gradhat.envs.text.task import TIME_LIMIT, Task
 from gradhat.errors import TaskError
 from gradhat.importing import load_file
 
-FORMS = "arithmetic[:key=value,...], reasoning_gym:NAME[:key=value,...] or path/to/my_task.py:MyTask"
+FORMS = (
+    "arithmetic[:key=value,...], reasoning_gym:NAME[:key=value,...], path/to/my_task.py:MyTask "
+    "or questions.jsonl[:key=value,...] (.csv, .parquet, a folder of datasets)"
+)
 
 
 def load_task(spec: str) -> Task:
@@ -32,6 +36,8 @@ def load_task(spec: str) -> Task:
         return _own(path, class_name)
     if spec.endswith(".py"):
         return _own(spec, "")
+    if is_data(str(_path(kind))):
+        return open_data(_path(kind), _settings(kind, rest))
     near = difflib.get_close_matches(kind, ["arithmetic", "reasoning_gym"], 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise TaskError(f"task {spec!r} is unknown.{hint} Use {FORMS}.")

@@ -9,58 +9,21 @@ no environment, may not write, start programs, or open sockets, and its time and
 import copy
 import dataclasses
 import functools
+import importlib.util
 import json
-import os
-import resource
 import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-MEMORY_BYTES = 2 << 30
 
-# Everything of `os` and its like that has an audit event is refused, but for what imports need.
-_REFUSED = (
-    "os.",
-    "subprocess.",
-    "socket.",
-    "shutil.",
-    "ctypes.",
-    "pty.",
-    "signal.",
-    "fcntl.",
-    "tempfile.",
-    "mmap.",
-)
-_ALLOWED = frozenset({"os.listdir", "os.scandir", "os.walk"})
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-
-
-def refuse(event: str, details: tuple[Any, ...]) -> None:
-    """The audit hook: raise PermissionError for what changes anything outside this process."""
-    writes = event == "open" and isinstance(details[2], int) and details[2] & _WRITING
-    if writes or (event.startswith(_REFUSED) and event not in _ALLOWED):
-        raise PermissionError(f"{event} is refused here")
-
-
-def confine() -> None:
-    """Give up what scoring does not need. There is no way back: hard limits and audit hooks stay."""
-    for limit, value in (
-        (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NPROC, 0),
-    ):
-        try:
-            resource.setrlimit(limit, (value, value))
-        except (ValueError, OSError):
-            continue  # macOS knows no RLIMIT_AS; the audit hook and the time limit remain
-    sys.addaudithook(refuse)
-
-
-def limit_time(seconds: float) -> None:
-    """Let the kernel end this process when it computes for more than `seconds`, rounded up, from now."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    soft = int(usage.ru_utime + usage.ru_stime + seconds) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+def confined() -> ModuleType:
+    """Return the module beside this script. By its path: this folder has names of packages in it."""
+    spec = importlib.util.spec_from_file_location("confined", Path(__file__).with_name("confined.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Questions:
@@ -116,35 +79,21 @@ def open_task(name: str, config: dict[str, Any]) -> tuple[Questions | None, dict
 
 
 def answer(questions: Questions, request: dict[str, Any]) -> dict[str, Any]:
-    """Return the reply to one request; an exception becomes its text.
-
-    A package or a file that is missing, or may not be touched, is a scorer that is broken, whatever it was
-    given. Any other exception may be the fault of the text.
-    """
-    limit_time(request["seconds"])
-    try:
-        if request["op"] == "score":
-            return questions.score(request["seed"], request["answer"])
-        return questions.question(request["seed"], request["facts"])
-    except (ImportError, OSError) as error:
-        return {"broken": f"{type(error).__name__}: {error}"[:200]}
-    except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}"[:200]}
+    """Return the reply to one request."""
+    if request["op"] == "score":
+        return questions.score(request["seed"], request["answer"])
+    return questions.question(request["seed"], request["facts"])
 
 
 def main() -> None:
-    """Read requests from standard input until it ends. What scorers print goes nowhere."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    """Open the task that the first request names, then answer."""
+    rules = confined()
+    out = rules.replies()
     opening = json.loads(sys.stdin.readline())
     questions, reply = open_task(opening["name"], opening["config"])
-    print(json.dumps({**reply, "id": opening["id"]}), file=replies, flush=True)
-    if questions is None:
-        return
-    confine()
-    for line in sys.stdin:
-        request = json.loads(line)
-        print(json.dumps({**answer(questions, request), "id": request["id"]}), file=replies, flush=True)
+    print(json.dumps({**reply, "id": opening["id"]}), file=out, flush=True)
+    if questions is not None:
+        rules.serve(functools.partial(answer, questions), out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from hashlib import blake2b
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from gradhat.envs.text.guard import guarded, settled, shown
 from gradhat.envs.text.solved import own
@@ -179,7 +179,30 @@ def judge(task: Task, question: Question, completion: str, *, seconds: float = T
     or returns something that is not a number that float32 holds, or a Verdict of such.
     """
     asked = f"{_name(task)}: score of {shorten(completion)!r} for {shorten(question.text)!r}"
-    found = guarded(asked, seconds, lambda: settled(task.score(question, completion)))
+    return _plain(asked, guarded(asked, seconds, lambda: settled(task.score(question, completion))))
+
+
+def judge_many(
+    task: Task, questions: Sequence[Question], completions: Sequence[str], tokens: Sequence[Sequence[int]]
+) -> list[Verdict]:
+    """Return the verdict of each completion: together where the task has a method `score_many(questions,
+    completions, tokens)`, else one after the other by `judge`.
+
+    `tokens` are the ids that each completion was sampled as. A batch has the time of as many calls. Errors
+    are those of `judge`; a list of another length is a TaskError too.
+    """
+    together: Any = getattr(task, "score_many", None)
+    if not callable(together):
+        return [judge(task, q, c) for q, c in zip(questions, completions, strict=True)]
+    asked = f"{_name(task)}: score_many of {len(questions)} completions"
+    seconds = TIME_LIMIT * len(questions)
+    found = guarded(asked, seconds, lambda: settled(together(questions, completions, tokens)))
+    if not isinstance(found, list | tuple) or len(cast(Sequence[object], found)) != len(questions):
+        raise TaskError(f"{asked} returned {shown(found)}. Return a list with one verdict for each.")
+    return [_plain(asked, verdict) for verdict in cast(Sequence[object], found)]
+
+
+def _plain(asked: str, found: object) -> Verdict:
     try:
         return plain(found)
     except ValueError as error:

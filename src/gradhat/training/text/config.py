@@ -18,7 +18,11 @@ class TrainConfig:
     """Everything that decides the course of a run: two runs of one config on one machine are equal."""
 
     task: str = ""
-    """What to learn and to measure: "arithmetic:digits=1", "reasoning_gym:gcd" or "my_task.py:MyTask"."""
+    """What to learn and to measure: "arithmetic:digits=1", "reasoning_gym:gcd", "my_task.py:MyTask" or
+    "questions.jsonl"."""
+    reward: tuple[str, ...] = ()
+    """Functions that score in the task's place, "my_rewards.py:fn" or with a weight "my_rewards.py:fn=0.5";
+    "task" is its own score. The flag may be given several times."""
     curriculum: tuple[str, ...] = ()
     """Tasks to train on before `task`, easy to hard. Empty trains on `task` from the first step."""
     curriculum_threshold: float = 0.7

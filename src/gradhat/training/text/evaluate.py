@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gradhat.envs.text.solved import is_right_or_wrong, solves
-from gradhat.envs.text.task import Question, Task, judge
+from gradhat.envs.text.task import Question, Task, judge_many
 from gradhat.errors import TaskError
 from gradhat.intervals import FEWEST, Interval, Seen, mean_interval, share_interval
 from gradhat.policies.language.chat import Chat
@@ -117,11 +117,12 @@ def measure(
     rewards."""
     prompts = [prompt_of(question, chat, system) for question in questions]
     answers = sampler.sample(prompts, num_samples, limits)
-    records = [
-        [Record(q.text, c.text, judge(task, q, c.text), c.stop) for c in completions]
-        for q, completions in zip(questions, answers, strict=True)
-    ]
-    scale.take([record.verdict.reward for group in records for record in group])
+    asked = [q for q in questions for _ in range(num_samples)]
+    said = [c for completions in answers for c in completions]
+    verdicts = judge_many(task, asked, [c.text for c in said], [c.tokens for c in said])
+    scale.take([verdict.reward for verdict in verdicts])
+    flat = [Record(q.text, c.text, v, c.stop) for q, c, v in zip(asked, said, verdicts, strict=True)]
+    records = [flat[i : i + num_samples] for i in range(0, len(flat), num_samples)]
     return Measurement(task, questions, prompts, answers, records, replace(scale))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from gradhat.algorithms.learner import Learner
 from gradhat.envs.text.load import load_task
+from gradhat.envs.text.rewards import load_rewards
 from gradhat.envs.text.task import Checked, Question, Task, check, held_out_set
 from gradhat.errors import RunError, TaskError
 from gradhat.policies.language import weights
@@ -205,7 +206,7 @@ def prepare(config: TrainConfig) -> Session:
     """Load the task and the model of `config` and put the parts together. Writes nothing."""
     set_threads(config.num_threads)
     keep_freed_memory()
-    levels = [load_task(spec) for spec in (*config.curriculum, config.task)]
+    levels = [load_rewards(load_task(spec), config.reward) for spec in (*config.curriculum, config.task)]
     say = partial(print, flush=True)
     checked = [check(task, say=say) for task in levels][-1]
     held_out = held_out_set(levels[-1], config.final_questions, derive(config.seed, "held_out"), say)

@@ -1,0 +1,178 @@
+"""Reward functions of one's own, in the place of a task's score or beside it.
+
+    gradhat train --task questions.jsonl --reward my_rewards.py:right --reward my_rewards.py:brief=0.2
+
+A function has TRL's signature, `fn(prompts, completions, completion_ids, **columns) -> list[float | None]`:
+it is given a batch, one list entry a completion, and every column of the task. Prompts and completions are
+texts, or lists of messages where the task's questions are (TRL calls such a data set conversational). It may
+be `async`. None means that it says nothing of a completion.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from gradhat.envs.text.guard import guarded, settled, shown
+from gradhat.envs.text.task import TIME_LIMIT, Question, Task, judge
+from gradhat.errors import TaskError
+from gradhat.importing import load_file
+from gradhat.trajectories import Verdict
+from gradhat.verdicts import number, plain
+
+OWN = "task"
+"""The name of the task's own score among the parts of a reward."""
+RESERVED = ("prompts", "completions", "completion_ids", "prompt", "completion")
+"""Names that a column cannot have where functions are called with it."""
+
+
+class Part(NamedTuple):
+    """One part of a reward: its name among the metrics, its weight, and the function; None is the task's own
+    score."""
+
+    name: str
+    weight: float
+    function: Callable[..., object] | None
+
+
+class Rewarded:
+    """A task whose completions are scored by functions: the reward is the weighted sum of what they say."""
+
+    def __init__(self, task: Task, parts: Sequence[Part]) -> None:
+        self.task = task
+        self.parts = tuple(parts)
+
+    def question(self, seed: int) -> Question:
+        """Return the task's own question."""
+        return self.task.question(seed)
+
+    def score(self, question: Question, completion: str) -> Verdict:
+        """Score one completion that has no tokens: one that a person typed."""
+        return self.score_many([question], [completion], [()])[0]
+
+    def score_many(
+        self, questions: Sequence[Question], completions: Sequence[str], tokens: Sequence[Sequence[int]]
+    ) -> list[Verdict]:
+        """Return a verdict for each completion, whose parts are what each function said, unweighted.
+
+        TaskError for a function that raises, takes too long, or returns something else than one number or
+        None a completion, and for a completion of which no function says anything.
+        """
+        found = [self._ask(part, questions, completions, tokens) for part in self.parts]
+        return [self._sum(list(row)) for row in zip(*found, strict=True)]
+
+    def _ask(
+        self,
+        part: Part,
+        questions: Sequence[Question],
+        completions: Sequence[str],
+        tokens: Sequence[Sequence[int]],
+    ) -> list[float | None]:
+        if part.function is None:
+            return [judge(self.task, q, c).reward for q, c in zip(questions, completions, strict=True)]
+        function, given = part.function, arguments(questions, completions, tokens)
+        asked = f"reward {part.name}: a batch of {len(questions)}"
+        found = guarded(asked, TIME_LIMIT, lambda: settled(function(**given)))
+        if not isinstance(found, list | tuple) or len(cast(Sequence[object], found)) != len(questions):
+            raise TaskError(
+                f"{asked} returned {shown(found)}. Return a list with a number or None for each completion."
+            )
+        return [_said(asked, value) for value in cast(Sequence[object], found)]
+
+    def _sum(self, said: Sequence[float | None]) -> Verdict:
+        known = {p.name: value for p, value in zip(self.parts, said, strict=True) if value is not None}
+        if not known:
+            raise TaskError(
+                f"rewards {', '.join(p.name for p in self.parts)}: all say None of a completion. "
+                "Let one of them return a number for every completion."
+            )
+        weights = {part.name: part.weight for part in self.parts}
+        total = sum(weights[name] * value for name, value in known.items())
+        return plain(Verdict(total, known, ", ".join(f"{name} {value:g}" for name, value in known.items())))
+
+
+def _said(asked: str, value: object) -> float | None:
+    found = None if value is None else number(value)
+    if value is not None and found is None:
+        raise TaskError(f"{asked} returned {shown(value)} for a completion. Return a finite number or None.")
+    return found
+
+
+def arguments(
+    questions: Sequence[Question], completions: Sequence[str], tokens: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Return what a reward function is called with: a list a name, one entry a completion.
+
+    Columns are those of the question's entry where that is a mapping, and its text and answer under
+    `question` and `answer` where no column has that name.
+    """
+    talks = [_messages(question) for question in questions]
+    if all(talks):
+        said: list[Any] = [[{"role": "assistant", "content": text}] for text in completions]
+        prompts: list[Any] = talks
+    else:
+        said, prompts = list(completions), [question.text for question in questions]
+    rows = [{"question": q.text, "answer": q.answer, **_columns(q)} for q in questions]
+    names = [name for name in rows[0] if name not in RESERVED and all(name in row for row in rows)]
+    columns = {name: [row[name] for row in rows] for name in names}
+    return {"prompts": prompts, "completions": said, "completion_ids": [list(t) for t in tokens], **columns}
+
+
+def _columns(question: Question) -> dict[str, Any]:
+    entry = question.entry
+    return {str(name): value for name, value in entry.items()} if isinstance(entry, Mapping) else {}
+
+
+def _messages(question: Question) -> list[Any]:
+    """Return the column that holds the question as messages, [] where it is text."""
+    for value in _columns(question).values():
+        if isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m for m in value):
+            return cast(list[Any], value)
+    return []
+
+
+def load_rewards(task: Task, specs: Sequence[str]) -> Task:
+    """Return `task` scored by the functions that `specs` name: "file.py:function", "file.py:function=0.5", or
+    "task" for its own score. Without any, `task` itself.
+
+    A file of one's own is imported, so its code runs with the rights of this program. TaskError for a file, a
+    function or a weight that cannot be used.
+    """
+    if not specs:
+        return task
+    parts = [_part(spec) for spec in specs]
+    names = [part.name for part in parts]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise TaskError(
+            f"--reward: two functions are called {twice}; their metrics would be one. Rename one."
+        )
+    return Rewarded(task, parts)
+
+
+def _part(spec: str) -> Part:
+    place, equals, text = spec.partition("=")
+    try:
+        weight = number(float(text)) if equals else 1.0
+    except ValueError:
+        weight = None
+    if weight is None:
+        raise TaskError(f"--reward {spec}: found no number after =. Write my_rewards.py:function=0.5")
+    if place == OWN:
+        return Part(OWN, weight, None)
+    file, _, name = place.rpartition(":")
+    if not file.endswith(".py") or not name.isidentifier():
+        raise TaskError(f"--reward {spec}: name a function in a file, my_rewards.py:function, or {OWN}.")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise TaskError(f"--reward {spec}: there is no file {path}. Check the path.")
+    asked = f"reward {place}: importing {path}"
+    module = guarded(asked, TIME_LIMIT, lambda: load_file(path, f"gradhat_reward_{path.stem}"))
+    function = getattr(module, name, None)
+    if not callable(function) or inspect.isclass(function):
+        there = [
+            n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__
+        ]
+        known = ", ".join(there) or "none"
+        raise TaskError(f"--reward {spec}: {path} has no function {name!r}. Functions there: {known}.")
+    return Part(name, weight, function)
