@@ -46,6 +46,8 @@ class Columns:
 class FileTask:
     """The rows of a file as questions: number `seed % len(rows)` for a seed."""
 
+    solved = 1.0
+
     def __init__(self, path: Path, columns: Columns) -> None:
         self.path = path
         self.columns = columns
