@@ -1,4 +1,7 @@
-"""Runs of a few updates, in float64 on one thread, as numbers: what `tests/golden/*.json` holds of each."""
+"""Runs of a few updates, on one thread, as numbers: what `tests/golden/*.json` holds of each.
+
+All but those of a language model are in float64.
+"""
 
 import json
 import math
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import drift
+import language_runs
 import torch
 from torch import Tensor
 
@@ -27,6 +31,8 @@ from gradhat.trajectories import Trajectories
 FOLDER = Path(__file__).parent
 F64 = torch.float64
 NUM_LINES = 3
+TOLERANCE = (1e-9, 1e-12)
+"""Another processor may round the last bit of an exponential differently."""
 CLOCK = ("step_time", "frames_per_second", "time/evaluate")
 PLAIN = Network(hidden=(5, 4), lr=0.01)
 NORMALISED = Network(
@@ -188,13 +194,21 @@ def _batch(policy: TabularPolicy, draw: torch.Generator) -> Trajectories:
 RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     **{name: partial(control, name) for name in CONTROL},
     **{f"text_{name}": partial(text, name) for name in ("reinforce", *FAMILY)},
+    **{name: partial(language_runs.run, name) for name in language_runs.CONFIGS},
 }
 
 
 def numbers_of(name: str) -> dict[str, Any]:
     """Return the numbers of a run, computed now."""
+    if name in language_runs.CONFIGS:
+        return RUNS[name]()
     with _doubles():
         return RUNS[name]()
+
+
+def tolerance_of(name: str) -> tuple[float, float]:
+    """Return how far its numbers may be from those that are kept, as a share and in size."""
+    return language_runs.TOLERANCE if name in language_runs.CONFIGS else TOLERANCE
 
 
 def file_of(name: str) -> Path:

@@ -9,29 +9,30 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import golden_runs
+import language_runs
 import pytest
 import regenerate
-from golden_runs import RUNS, file_of, numbers_of
+from golden_runs import RUNS, TOLERANCE, file_of, numbers_of, tolerance_of
 
 from gradhat.algorithms.grpo_family import FAMILY
 from gradhat.training.control.algorithms import ALGORITHMS
-
-RELATIVE, ABSOLUTE = 1e-9, 1e-12
-"""Another processor may round the last bit of an exponential differently."""
+from gradhat.training.text.config import TrainConfig
 
 
-def differences(found: Any, wanted: Any, place: str = "") -> list[str]:
-    """Return a line for every number that differs."""
+def differences(
+    found: Any, wanted: Any, place: str = "", tolerance: tuple[float, float] = TOLERANCE
+) -> list[str]:
+    """Return a line for every number that differs by more than the tolerance: a share, and a size."""
     if isinstance(wanted, dict) and isinstance(found, dict):
         lines = [f"{place}/{key}: only on one side" for key in sorted(found.keys() ^ wanted.keys())]
         for key in sorted(found.keys() & wanted.keys()):
-            lines += differences(found[key], wanted[key], f"{place}/{key}")
+            lines += differences(found[key], wanted[key], f"{place}/{key}", tolerance)
         return lines
     if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
         pairs = enumerate(zip(found, wanted, strict=True))
-        return [line for i, (f, w) in pairs for line in differences(f, w, f"{place}/{i}")]
+        return [line for i, (f, w) in pairs for line in differences(f, w, f"{place}/{i}", tolerance)]
     if isinstance(wanted, float | int) and isinstance(found, float | int):
-        same = math.isclose(found, wanted, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+        same = math.isclose(found, wanted, rel_tol=tolerance[0], abs_tol=tolerance[1])
         return [] if same else [f"{place}: {found} instead of {wanted}"]
     return [] if found == wanted else [f"{place}: {found} instead of {wanted}"]
 
@@ -39,7 +40,7 @@ def differences(found: Any, wanted: Any, place: str = "") -> list[str]:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_gives_the_numbers_it_gave(name: str) -> None:
     found = json.loads(json.dumps(numbers_of(name)))
-    wrong = differences(found, json.loads(file_of(name).read_text()))
+    wrong = differences(found, json.loads(file_of(name).read_text()), tolerance=tolerance_of(name))
     assert not wrong, (
         f"{name} computes something else than it did:\n" + "\n".join(wrong[:20]) + "\n"
         f"If that is meant: python tests/golden/regenerate.py {name}"
@@ -59,6 +60,19 @@ def test_every_setting_is_off_its_default_in_one_run(name: str) -> None:
     learning, default = golden_runs.CONTROL[f"{name}_off"][0], ALGORITHMS[name].learning
     same = [path for path, value in settings_of(learning).items() if value == settings_of(default)[path]]
     assert not same, f"{name}_off has the default of {same}"
+
+
+def test_every_setting_of_a_language_run_is_off_its_default_in_one() -> None:
+    default = TrainConfig()
+    same = [
+        field.name
+        for field in fields(TrainConfig)
+        if all(
+            getattr(config, field.name) == getattr(default, field.name)
+            for config in language_runs.CONFIGS.values()
+        )
+    ]
+    assert not same, f"every language run has the default of {same}"
 
 
 def settings_of(part: Any, path: str = "") -> dict[str, Any]:
