@@ -470,6 +470,47 @@ def test_a_vector_that_fails_to_close_is_heard() -> None:
         World(Stuck(telltale.native(1)), "stuck").close()
 
 
+class Chatty(Telltale):
+    """Says in its infos what no vector can stack."""
+
+    def reset(self, **given: Any) -> tuple[Any, dict[str, Any]]:
+        return super().reset(**given)[0], self.info()
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        return (*super().step(action)[:4], self.info())
+
+    def info(self) -> dict[str, Any]:
+        odd = [None, "lost", 2**70, {"deep": [1]}, self]
+        return {"path": np.arange(self.mark % 5), "note": odd[self.mark % len(odd)], 7: "seven"}
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("mode", ["disabled", "next_step", "same_step"])
+def test_infos_that_do_not_stack_are_nobodys_business(
+    vectorization: Any, mode: Any, opened: list[World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gymnasium.register("Chatty-v0", entry_point=Chatty)
+    try:
+        chatty, plain = (
+            make(GymSpec(env, 3, vectorization=vectorization, autoreset=mode)) for env in ("Chatty-v0", ENV)
+        )
+        opened += [chatty, plain]
+        assert np.array_equal(chatty.reset(5), plain.reset(5))
+        for _ in range(12):
+            said, told = chatty.step(np.array([0, 1, 0])), plain.step(np.array([0, 1, 0]))
+            assert all(np.array_equal(a, b) for a, b in zip(said, told, strict=True))
+    finally:
+        del gymnasium.registry["Chatty-v0"]
+
+
+def test_an_info_that_is_none_is_named(opened: list[World], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Telltale, "reset", lambda self, **_: (np.zeros(5), None))
+    world = make(GymSpec(ENV, vectorization="sync"))
+    opened.append(world)
+    with pytest.raises(TaskError, match=r"environment 0, reset\(\): found an info of the type NoneType"):
+        world.reset(0)
+
+
 def test_a_recorder_ignores_interrupts_when_told() -> None:
     before = signal.getsignal(signal.SIGINT)
     try:

@@ -6,7 +6,7 @@ lived again. The record of an episode is the state of the random numbers before 
 
 import signal
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,10 @@ from gradhat.errors import TaskError
 TROUBLE = "gradhat.trouble"
 """Key of an info that says, in words, how an environment broke. An exception would end its worker process,
 and would not say which environment it came from."""
+
+READ = ("own",)
+"""Keys of an info that anybody here reads. A vector stacks infos, which those of somebody else's environment
+may not do: arrays of a varying length, None, text after a number."""
 
 ANSWER = "(observation, reward, terminated, truncated, info)"
 AROUND = (Path(__file__).parents[1], Path(gymnasium.__file__).parent)
@@ -67,6 +71,7 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
             random = dict(self.unwrapped.np_random.bit_generator.state) if seed is None else None
             self._begin(seed, random, options)
             observation, info = self.env.reset(seed=seed, options=options)
+            info = _read(info)
             self._last = (self._shaped(observation), 0.0, False, False, info)
         except Exception as error:
             return self._nothing, {TROUBLE: self._named("reset()", error)}
@@ -81,7 +86,8 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._steps += 1
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
-            answer = (self._shaped(observation), float(reward), bool(terminated), bool(truncated), info)
+            ends = bool(terminated), bool(truncated)
+            answer = (self._shaped(observation), float(reward), *ends, _read(info))
         except Exception as error:
             trouble = self._named(f"step {self._steps} of its episode", error)
             return self._nothing, 0.0, False, False, {TROUBLE: trouble}
@@ -139,6 +145,13 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
             place = _place(error) or f"an answer that should be {answer}"
             found = f"{type(error).__name__}: {error}, at {place}"
         return f"{self._name}, environment {self._index}, {asked}: found {found}. Repair the environment."
+
+
+def _read(info: Any) -> dict[str, Any]:
+    """Return what is read of an info. TaskError where it is none."""
+    if not isinstance(info, Mapping):
+        raise TaskError(f"an info of the type {type(info).__name__}, but it should be a dictionary")
+    return {key: info[key] for key in READ if key in info}
 
 
 def _place(error: Exception) -> str:

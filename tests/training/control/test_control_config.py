@@ -57,6 +57,8 @@ def test_differences_are_named_however_deep() -> None:
 
 def test_arguments_of_an_environment_are_values_of_python_or_text() -> None:
     texts = ("continuous=True", "gravity=-9.8", "map_name=8x8", "desc=['SF', 'HG']", "note=a=b", "empty=")
+    # What a shell's user writes for truth and for nothing; "false" as a text would be true.
+    texts += ("is_slippery=false", "wind=TRUE", "goal=null", "start=none", "mode='none'")
     assert env_kwargs(replace(PPO, env_args=texts)) == {
         "continuous": True,
         "gravity": -9.8,
@@ -64,6 +66,11 @@ def test_arguments_of_an_environment_are_values_of_python_or_text() -> None:
         "desc": ["SF", "HG"],
         "note": "a=b",
         "empty": "",
+        "is_slippery": False,
+        "wind": True,
+        "goal": None,
+        "start": None,
+        "mode": "none",
     }
     for text in ("continuous", "=3", "a b=3", "3=a"):
         with pytest.raises(ConfigError, match="found no NAME=VALUE"):

@@ -190,9 +190,15 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
+WORDS = {"true": True, "false": False, "none": None, "null": None}
+"""How people write truth and nothing in a shell: as text, "false" would be true."""
+
+
 def _value(text: str) -> Any:
-    """Return the number or the truth value that `text` writes, or else `text`."""
+    """Return the number, truth value or nothing that `text` writes, as Python or JSON would; else `text`."""
+    if text.strip().lower() in WORDS:
+        return WORDS[text.strip().lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return text
