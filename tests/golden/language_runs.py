@@ -71,6 +71,7 @@ CONFIGS = {
     "run_rloo": replace(ONE_PASS, algorithm="rloo", mismatch="masked", mismatch_low=0.3, mismatch_high=7.0),
     "run_reinforce": replace(
         ONE_PASS,
+        reward=("task=2", f"{TASKS}:brief=0.5"),
         algorithm="reinforce",
         baseline_decay=0.6,
         kl_coef=0.0,

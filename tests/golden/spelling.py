@@ -1,7 +1,8 @@
-"""Two tasks that pay in quarters: one for each letter of a kind, up to four."""
+"""Two tasks that pay in quarters, one for each letter of a kind, up to four; a reward for what is brief."""
 
 import random
 import string
+from typing import Any
 
 from gradhat.envs.text.task import Question
 
@@ -20,7 +21,13 @@ class Printable:
 
 
 class Plain(Printable):
-    """Fewer do, and in other words."""
+    """Fewer do, and in other words. Three are enough."""
 
     kind = string.ascii_letters + string.digits
     asked = "Spell {}"
+    solved = 0.75
+
+
+def brief(completion_ids: list[list[int]], **_columns: Any) -> list[float | None]:
+    """The fewer tokens, the better; nothing is said of the longest."""
+    return [1 - len(ids) / 8 if len(ids) < 7 else None for ids in completion_ids]
