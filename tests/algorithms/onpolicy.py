@@ -12,7 +12,7 @@ from gradhat.algorithms.ascend import Optimizer, Step
 from gradhat.exact.enumerate import Paths, draws, paths
 from gradhat.exact.gradient import by_theorem
 from gradhat.exact.mdp import TabularMDP, softmax_policy, tabular
-from gradhat.exact.solve import evaluate
+from gradhat.exact.solve import evaluate, evaluate_finite
 from gradhat.policies.mlp import MLP, ActorCritic, MLPPolicy
 from gradhat.trajectories import Trajectories
 
@@ -80,9 +80,14 @@ def knowing(policy: MLPPolicy, values: Tensor) -> MLPPolicy:
     return policy
 
 
+def successors(some: Paths) -> Tensor:
+    """The state after each step `[N, T]`: the next one, or that in which the trajectory ended or was cut."""
+    last = some.terminated | some.truncated
+    return torch.where(last, some.final[:, None], some.states.roll(-1, 1))
+
+
 def lived(mdp: TabularMDP, some: Paths, theta: Tensor) -> Trajectories:
     """Trajectories as a collector would hand them over: one-hot observations, true successors."""
-    following = torch.cat([some.states[:, 1:], torch.full_like(some.states[:, :1], mdp.num_states - 1)], 1)
     return Trajectories(
         observations=one_hot(some.observations, mdp.num_observations).double(),
         actions=some.actions,
@@ -93,7 +98,7 @@ def lived(mdp: TabularMDP, some: Paths, theta: Tensor) -> Trajectories:
         truncated=some.truncated,
         group=torch.arange(len(some)),
         version=torch.zeros(len(some), dtype=torch.long),
-        next_observations=one_hot(mdp.observation[following], mdp.num_observations).double(),
+        next_observations=one_hot(mdp.observation[successors(some)], mdp.num_observations).double(),
     )
 
 
@@ -115,11 +120,24 @@ def expected_gradient(mdp: TabularMDP, policy: MLPPolicy, update: Update, size: 
 
 def exact_gradient(mdp: TabularMDP, policy: MLPPolicy) -> Tensor:
     """∇J by the parameters of the actor: the policy-gradient theorem, then the chain rule."""
-    theta = logits(mdp, policy)
-    by_theta = by_theorem(mdp, theta)
-    return torch.cat(
-        [g.flatten() for g in torch.autograd.grad(theta, list(policy.module.actor.parameters()), by_theta)]
-    )
+    return by_parameters(mdp, policy, by_theorem(mdp, logits(mdp, policy)))
+
+
+def seen_gradient(mdp: TabularMDP, policy: MLPPolicy) -> Tensor:
+    """What is seen of ∇J before the time limit: Σ_t Σ_s Pr(s_t = s) Σ_a ∇π(a | s) A(s, a), where A is that of
+    the problem that goes on. Without γ^t, as the pages have it."""
+    assert mdp.time_limit is not None
+    pi = softmax_policy(mdp, logits(mdp, policy).detach())
+    visits = evaluate_finite(replace(mdp, gamma=1.0, horizon=mdp.time_limit), pi).occupancy.sum(0)
+    by_state = visits[:, None] * pi * evaluate(mdp, pi).adv
+    by_theta = by_state.new_zeros(mdp.num_observations, mdp.num_actions)
+    return by_parameters(mdp, policy, by_theta.index_add(0, mdp.observation, by_state))
+
+
+def by_parameters(mdp: TabularMDP, policy: MLPPolicy, by_theta: Tensor) -> Tensor:
+    """A gradient by the logits as one by the parameters of the actor."""
+    actor = list(policy.module.actor.parameters())
+    return torch.cat([g.flatten() for g in torch.autograd.grad(logits(mdp, policy), actor, by_theta)])
 
 
 def random_batch(

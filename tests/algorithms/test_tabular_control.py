@@ -9,17 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onpolicy import successors
 from tables import Lanes
 from torch import Tensor
 
 from gradhat.algorithms import tabular_control as control
-from gradhat.algorithms.numbered_steps import Steps
+from gradhat.algorithms.numbered_steps import Steps, steps_of
 from gradhat.algorithms.tabular_control import CONTROL, Backup, Rule, Settings, State
 from gradhat.algorithms.tabular_errors import errors, truth
 from gradhat.envs.tabular import TabularVectorEnv
 from gradhat.envs.toy_text import tables
 from gradhat.exact import solve
-from gradhat.exact.mdp import TabularMDP, tabular
+from gradhat.exact.enumerate import paths
+from gradhat.exact.mdp import TabularMDP, tabular, with_time
 from gradhat.exact.zoo import ZOO, chain, random_mdp
 from gradhat.policies.action_values import epsilon_greedy
 from gradhat.trajectories import Trajectories
@@ -327,7 +329,7 @@ def test_nothing_learned_has_no_error() -> None:
 
 def endless() -> TabularMDP:
     """One state, which pays 1 for ever, looked at for three steps at a time."""
-    return tabular(torch.ones(1, 1, 1), torch.ones(1, 1), torch.ones(1), gamma=0.5, horizon=3)
+    return tabular(torch.ones(1, 1, 1), torch.ones(1, 1), torch.ones(1), gamma=0.5, time_limit=3)
 
 
 @pytest.mark.parametrize("name", CONTROL)
@@ -341,6 +343,66 @@ def test_a_time_limit_is_not_the_end_of_the_world(name: str) -> None:
             control.update(state, chunk, CONTROL[name], Settings(0.5, alpha=0.3, omega=0.0))
         found.append(float(state.q))
     assert found[0] == pytest.approx(2, abs=1e-3) and found[1] < 1.8
+
+
+LOOP = random_mdp(3, 2, seed=6, gamma=0.8, horizon=None)
+KINDS = {"horizon": with_time(replace(LOOP, horizon=3)), "time limit": replace(LOOP, time_limit=3)}
+"""A problem that ends after three steps, and one that is cut there."""
+
+
+def every_trajectory(mdp: TabularMDP, q: Tensor) -> tuple[Trajectories, Tensor]:
+    """All that the policy which explores may live through, as numbers, and how probable each is."""
+    theta = epsilon_greedy(q, EPSILON).log()
+    lived_ = paths(mdp)
+    return Trajectories(
+        observations=lived_.observations,
+        actions=lived_.actions,
+        mask=lived_.mask,
+        logp=lived_.logp(theta),
+        rewards=lived_.rewards,
+        terminated=lived_.terminated,
+        truncated=lived_.truncated,
+        group=torch.arange(len(lived_)),
+        version=torch.zeros(len(lived_), dtype=torch.long),
+        next_observations=mdp.observation[successors(lived_)],
+    ), lived_.probability(theta)
+
+
+def expected_targets(mdp: TabularMDP, q: Tensor, name: str, *, merged: bool = False) -> Tensor:
+    """E[G | s, a] `[O, A]` of a rule under a table; nan where nobody comes."""
+    batch, chance = every_trajectory(mdp, q)
+    steps, rule = steps_of(dead_when_cut(batch) if merged else batch, *q.shape), CONTROL[name]
+    backup = rule.span(steps, q, EPSILON, mdp.gamma)
+    assert torch.equal(backup.ready, steps.mask)
+    sums, seen = torch.zeros_like(q), torch.zeros_like(q)
+    for t in range(steps.mask.shape[1]):
+        worth = rule.value(q, EPSILON, steps.next_observations[:, t], backup.next_actions[:, t])
+        target = backup.rewards[:, t] + backup.discounts[:, t] * worth
+        place, weight = (steps.observations[:, t], steps.actions[:, t]), chance * steps.mask[:, t]
+        sums.index_put_(place, weight * target, accumulate=True)
+        seen.index_put_(place, weight, accumulate=True)
+    return sums / seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CONTROL)
+def test_the_right_table_expects_itself_at_a_horizon_and_at_a_time_limit(name: str, kind: str) -> None:
+    """Over every trajectory: E[G | s, a] is Q*, or Q of the best policy that explores as much."""
+    mdp = KINDS[kind]
+    q = solve.policy_iteration(mdp).q if name == "q_learning" else best_soft(mdp, EPSILON)
+    found = expected_targets(mdp, q, name)
+    come = ~found.isnan()
+    assert come.sum() == (18 if kind == "horizon" else 6)
+    assert float((found - q)[come].abs().max()) < 1e-12
+    if kind == "time limit":
+        assert float((expected_targets(mdp, q, name, merged=True) - q)[come].abs().max()) > 0.1
+
+
+def test_the_table_of_a_horizon_needs_to_see_the_step() -> None:
+    with pytest.raises(
+        ValueError, match=r"with horizon=3 .* another number at every step\. Use mdp\.with_time"
+    ):
+        truth(replace(LOOP, horizon=3))
 
 
 def run(
@@ -365,18 +427,19 @@ DETERMINISTIC = {"alpha": 1.0, "omega": 0.0, "epsilon_end": 1.0}
 SIZES: dict[str, tuple[dict[str, float], int, int, int]] = {
     "bandit": (DETERMINISTIC, 50, 4, 5),
     "chain": (DETERMINISTIC, 100, 8, 5),
+    "hurry": (DETERMINISTIC, 100, 8, 8),
     "cliff_walk": (DETERMINISTIC, 1000, 10, 30),
     "token": (DETERMINISTIC, 4000, 10, 25),
     "small": (DETERMINISTIC, 100, 8, 10),
     "prompts": (DETERMINISTIC, 200, 8, 10),
     "turn": ({"alpha": 2.0, "omega": 1.0, "epsilon_end": 1.0}, 2000, 12, 30),
     "four_rooms": ({"alpha": 10.0, "omega": 1.0, "epsilon_start": 0.5, "epsilon_end": 0.5}, 5000, 10, 100),
-    "random": ({"alpha": 10.0, "omega": 1.0, "epsilon_end": 1.0}, 10_000, 10, 200),
-    "luck": ({"alpha": 10.0, "omega": 1.0, "epsilon_end": 1.0}, 10_000, 10, 400),
+    "random": ({"alpha": 1.5, "omega": 1.0, "epsilon_end": 1.0}, 10_000, 10, 120),
+    "luck": ({"alpha": 1.5, "omega": 1.0, "epsilon_end": 1.0}, 10_000, 9, 80),
 }
 """World → settings, lanes, steps of a chunk, chunks. Noise falls with the root of the samples: the rewards of
-the random worlds scatter by 1.8, and with γ = 0.9 an error of the mean counts up to tenfold. α = 1 / (1 − γ)
-with ω = 1 forgets the first table as fast as it can without keeping noise."""
+the random worlds scatter by 1.8. In a world that loops α = 1 / (1 − γ) with ω = 1 forgets the first table as
+fast as it can without keeping noise; over a few steps 1.5 is enough."""
 
 
 @pytest.mark.parametrize(
@@ -384,7 +447,7 @@ with ω = 1 forgets the first table as fast as it can without keeping noise."""
 )
 def test_q_learning_reaches_the_optimum_on_the_zoo(name: str) -> None:
     given, num_lanes, num_steps, num_chunks = SIZES[name]
-    mdp = ZOO[name]()
+    mdp = with_time(ZOO[name]())
     size = {"num_lanes": num_lanes, "num_steps": num_steps, "num_chunks": num_chunks}
     state = run(mdp, "q_learning", Settings(mdp.gamma, **given), **size)
     found = errors(truth(mdp), state.q)
@@ -401,19 +464,18 @@ def test_every_world_of_the_zoo_is_covered_or_has_no_optimum_of_observations() -
 
 def best_soft(mdp: TabularMDP, epsilon: float) -> Tensor:
     """Q of the best ε-soft policy: evaluate the ε-greedy policy, act ε-greedily on that, until it stays."""
-    world, policy = replace(mdp, horizon=None), torch.full((mdp.num_states, mdp.num_actions), 1.0).double()
-    policy, before = policy / mdp.num_actions, None
+    policy, before = torch.ones(mdp.num_states, mdp.num_actions).double() / mdp.num_actions, None
     while before is None or not torch.equal(policy, before):
-        before, q = policy, solve.evaluate(world, policy).q
+        before, q = policy, solve.evaluate(mdp, policy).q
         policy = epsilon_greedy(q.round(decimals=9), epsilon)
     return q
 
 
 ANYWHERE = torch.tensor([0.25, 0.25, 0.25, 0.25, 0.0], dtype=torch.float64)
 ON_POLICY = {
-    "chain": (replace(chain(), start=ANYWHERE, horizon=2), 1000, 40, 0.01),
+    "chain": (replace(chain(), start=ANYWHERE, time_limit=2), 1000, 40, 0.01),
     "small": (ZOO["small"](), 3000, 80, 0.01),
-    "random": (random_mdp(gamma=0.6), 2000, 100, 0.02),
+    "random": (replace(random_mdp(gamma=0.6, horizon=None), time_limit=4), 2000, 100, 0.02),
 }
 
 
@@ -426,7 +488,7 @@ def test_on_policy_rules_reach_the_values_of_the_best_policy_that_explores(world
     acts = ~mdp.terminal
     wanted = best_soft(mdp, 0.3)[acts]
     assert (state.q[mdp.observation][acts] - wanted).abs().max() <= tolerance
-    optimum = solve.value_iteration(replace(mdp, horizon=None)).q[acts]
+    optimum = solve.value_iteration(mdp).q[acts]
     assert (optimum - wanted).abs().max() > 5 * tolerance
 
 
@@ -457,7 +519,7 @@ def test_frozen_lake_is_learned() -> None:
     given = Settings(0.99, alpha=30.0, omega=1.0, epsilon_end=0.3, epsilon_frames=200_000)
     state = run(world, "q_learning", given, num_lanes=1000, num_steps=10, num_chunks=150)
     found, best = errors(truth(world), state.q), solve.expected_return
-    limited = best(replace(world, gamma=1.0), truth(world).optimum.policy)
+    limited = best(replace(world, gamma=1.0, horizon=world.time_limit), truth(world).optimum.policy)
     assert found["greedy_return"] == pytest.approx(float(limited), abs=0.01)
 
 

@@ -32,9 +32,9 @@ def test_the_error_of_a_chain_by_hand() -> None:
     )
 
 
-def test_the_horizon_counts_for_the_return_alone() -> None:
+def test_the_time_limit_counts_for_the_return_alone() -> None:
     right = torch.tensor([[0.1, 0.9], [0.1, 1.0], [0.0, 0.0]], dtype=torch.float64)
-    found = errors(truth(replace(chain(2), horizon=1)), right)
+    found = errors(truth(replace(chain(2), time_limit=1)), right)
     assert found == pytest.approx({"q_error/max": 0, "v_error/max": 0, "greedy_return": 0})
 
 
@@ -64,7 +64,7 @@ def test_the_empty_table_goes_up_for_ever() -> None:
     """Then there is no return without a time limit; with one it is exact, and without discount."""
     found = errors(truth(cliff_walk()), torch.zeros(48, 4).double())
     assert found["q_error/max"] == pytest.approx(113) and math.isnan(found["greedy_return"])
-    limited = replace(cliff_walk(), horizon=50, gamma=0.5)
+    limited = replace(cliff_walk(), time_limit=50, gamma=0.5)
     assert errors(truth(limited), torch.zeros(48, 4).double())["greedy_return"] == -50
 
 

@@ -16,7 +16,11 @@ from gradhat.exact.mdp import TabularMDP, tabular
 
 
 def corridor(
-    *, horizon: int | None = 5, own: tuple[bool, ...] = (True,) * 4, aliased: bool = False
+    *,
+    limit: int | None = 5,
+    horizon: int | None = None,
+    own: tuple[bool, ...] = (True,) * 4,
+    aliased: bool = False,
 ) -> TabularMDP:
     """Deterministic: four states in a row, action 1 goes right and pays, action 0 stays. The last ends."""
     P = torch.zeros(4, 2, 4)
@@ -35,10 +39,11 @@ def corridor(
         observation=torch.tensor([0, 1, 1, 0]) if aliased else None,
         own=torch.tensor(own),
         horizon=horizon,
+        time_limit=limit,
     )
 
 
-def weather(*, num_states: int = 5, horizon: int | None = 6) -> TabularMDP:
+def weather(*, num_states: int = 5, limit: int | None = 6) -> TabularMDP:
     """Stochastic, with chances of 0 here and there, rewards of s′, random starts and one terminal state."""
     g = torch.Generator().manual_seed(3)
     P = torch.rand(num_states, 3, num_states, generator=g, dtype=torch.float64)
@@ -47,7 +52,7 @@ def weather(*, num_states: int = 5, horizon: int | None = 6) -> TabularMDP:
     start = torch.tensor([0.5, 0.3, *[0.0] * (num_states - 3), 0.2], dtype=torch.float64)
     terminal = torch.arange(num_states) == num_states - 1
     reward = torch.randn(P.shape, generator=g, dtype=torch.float64)
-    return tabular(P / P.sum(-1, keepdim=True), reward, start, gamma=0.9, terminal=terminal, horizon=horizon)
+    return tabular(P / P.sum(-1, keepdim=True), reward, start, gamma=0.9, terminal=terminal, time_limit=limit)
 
 
 def alone() -> TabularMDP:
@@ -58,11 +63,12 @@ def alone() -> TabularMDP:
 WORLDS = {
     "alone": alone(),
     "corridor": corridor(),
-    "partially observed": corridor(aliased=True, horizon=None),
+    "partially observed": corridor(aliased=True, limit=None),
     "moves by itself": corridor(own=(True, False, False, True)),
     "stochastic": weather(),
-    "endless": weather(horizon=None),
-    "shortest": weather(horizon=2),
+    "endless": weather(limit=None),
+    "shortest": weather(limit=2),
+    "ends by itself": corridor(horizon=4),
 }
 
 
@@ -149,7 +155,7 @@ def first_returns(steps: list[Step], number: int) -> list[float]:
 
 def value_of_uniform(mdp: TabularMDP) -> torch.Tensor:
     value = torch.zeros(mdp.num_states, dtype=torch.float64)
-    for _ in range(mdp.horizon or 0):
+    for _ in range(mdp.time_limit or 0):
         value = (mdp.transition * (mdp.reward + value)).sum(-1).mean(-1)
     return value
 
@@ -169,9 +175,11 @@ def test_start_states_are_those_of_the_table(make: Any) -> None:
     "mdp",
     [
         corridor(),
-        corridor(horizon=None),
-        corridor(horizon=2, aliased=True),
-        corridor(horizon=1),
+        corridor(limit=None),
+        corridor(limit=2, aliased=True),
+        corridor(limit=1),
+        corridor(horizon=2),
+        corridor(horizon=3, limit=2),
         corridor(own=(False, True, False, True)),
     ],
 )
@@ -228,17 +236,26 @@ def test_what_was_returned_does_not_change_later() -> None:
 
 
 def test_the_end_of_the_world_is_not_the_end_of_looking() -> None:
-    """Three steps right reach the terminal state: at the horizon too that is a termination."""
-    for horizon, action, terminated, truncated in [
-        (3, 1, True, False),
-        (3, 0, False, True),
-        (5, 1, True, False),
+    """Three steps right reach the terminal state: at the time limit too that is a termination, and so is the
+    horizon, wherever one is."""
+    for horizon, limit, action, terminated, truncated in [
+        (None, 3, 1, True, False),
+        (None, 3, 0, False, True),
+        (None, 5, 1, True, False),
+        (3, None, 0, True, False),
+        (3, 5, 0, True, False),
+        (3, 3, 0, True, False),
+        (5, 3, 0, False, True),
     ]:
-        env = TabularEnv(corridor(horizon=horizon))
-        env.reset()
-        for _ in range(2):
-            assert env.step(action)[2:4] == (False, False)
-        assert env.step(action)[2:4] == (terminated, truncated)
+        env = TabularEnv(corridor(horizon=horizon, limit=limit))
+        many = TabularVectorEnv(corridor(horizon=horizon, limit=limit), 2)
+        env.reset(), many.reset()
+        for step in range(3):
+            expected = (terminated, truncated) if step == 2 else (False, False)
+            assert env.step(action)[2:4] == expected
+            answer = many.step(np.array([action, action]))
+            assert [flags.tolist() for flags in answer[2:4]] == [[flag] * 2 for flag in expected]
+        assert not answer[4]["own"].any()
 
 
 def test_a_trajectory_that_starts_at_the_end_has_one_step_that_is_not_the_policys() -> None:

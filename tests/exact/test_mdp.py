@@ -1,14 +1,27 @@
 """The tables are what was given, and what is no world is refused by name."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
+from worlds import SEEDS, random_theta, worlds
 
-from gradhat.exact.mdp import TabularMDP, check_distribution, leads_to, reachable, softmax_policy, tabular
-from gradhat.exact.solve import evaluate
+from gradhat.exact.enumerate import paths
+from gradhat.exact.mdp import (
+    TabularMDP,
+    check_distribution,
+    leads_to,
+    reachable,
+    softmax_policy,
+    tabular,
+    with_time,
+)
+from gradhat.exact.solve import backward_induction, evaluate, evaluate_finite, policy_iteration
 
 START = torch.tensor([1.0, 0.0, 0.0])
 
@@ -92,6 +105,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gamma below 0": ({"gamma": -0.1}, r"gamma=-0\.1"),
     "no gamma": ({"gamma": float("nan")}, "gamma=nan"),
     "no step": ({"horizon": 0}, "horizon=0: a trajectory has a whole number of steps"),
+    "no step before the cut": ({"time_limit": 0}, "time_limit=0: a trajectory has a whole number of steps"),
     "half a step": ({"horizon": 2.5}, r"horizon=2\.5: a trajectory has a whole number of steps"),
     "P of no axis": ({"transition": torch.tensor(1.0)}, r"transition \(\): P needs the shape \[S, A, S\]"),
     "an endless reward": (
@@ -180,8 +194,56 @@ def test_gamma_1_needs_an_end_only_where_one_can_come() -> None:
     with pytest.raises(ValueError, match="from state 0 no terminal"):
         world(transition=trap, gamma=1.0, terminal=ends)
     world(transition=trap, gamma=1.0, terminal=ends, horizon=3)
+    with pytest.raises(ValueError, match="from state 0 no terminal"):
+        world(transition=trap, gamma=1.0, terminal=ends, time_limit=3)
     # Nobody gets from state 2 of this world, its end, to the trap.
     world(transition=trap, gamma=1.0, terminal=ends, start=START.flip(0))
+
+
+@pytest.mark.parametrize(
+    ("horizon", "time_limit", "max_steps"),
+    [(None, None, None), (3, None, 3), (None, 2, 2), (3, 2, 2), (2, 3, 2)],
+)
+def test_the_longest_trajectory_ends_at_the_horizon_or_is_cut_at_the_limit(
+    horizon: int | None, time_limit: int | None, max_steps: int | None
+) -> None:
+    mdp = world(horizon=horizon, time_limit=time_limit)
+    assert (mdp.horizon, mdp.time_limit, mdp.max_steps) == (horizon, time_limit, max_steps)
+
+
+@settings(max_examples=40, deadline=None)
+@given(worlds(horizons=st.integers(1, 4)), SEEDS)
+def test_with_the_step_in_the_state_a_horizon_is_a_world_like_any_other(mdp: TabularMDP, seed: int) -> None:
+    assert mdp.horizon is not None
+    timed, theta = with_time(replace(mdp, time_limit=2)), random_theta(mdp, seed)
+    steps, size = mdp.horizon, mdp.num_states
+    assert timed.horizon is None and timed.time_limit == 2
+    assert timed.observation.reshape(steps + 1, size).tolist() == [
+        [t * mdp.num_observations + int(o) for o in mdp.observation] for t in range(steps + 1)
+    ]
+    again = torch.zeros(timed.num_observations, mdp.num_actions, dtype=torch.float64)
+    again[: steps * mdp.num_observations] = theta.repeat(steps, 1)
+    policy = softmax_policy(timed, again)
+    there, here = evaluate(timed, policy), evaluate_finite(mdp, softmax_policy(mdp, theta))
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-12)
+    met = reachable(timed).reshape(steps + 1, size)
+    close(there.v.reshape(steps + 1, size)[met], here.v[met])
+    close(there.q.reshape(steps + 1, size, -1)[:-1][met[:-1]], here.q[met[:-1]])
+    close(there.occupancy.reshape(steps + 1, size)[:-1], here.occupancy)
+    close(there.expected_return, here.expected_return)
+    best, found = backward_induction(mdp), policy_iteration(timed)
+    close(found.v.reshape(steps + 1, size)[met], best.v[met])
+    acts = met[:-1] & ~mdp.terminal
+    assert torch.equal(found.policy.reshape(steps + 1, size, -1)[:-1][acts], best.policy[acts])
+    listed, other = paths(timed_alone := with_time(mdp)), paths(mdp)
+    assert torch.equal(listed.rewards, other.rewards) and torch.equal(listed.terminated, other.terminated)
+    close(listed.probability(again), other.probability(theta))
+    assert with_time(timed_alone) is timed_alone
+
+
+def test_a_world_is_fully_observed_where_no_two_states_look_alike() -> None:
+    assert world().fully_observed and world(observation=torch.tensor([0, 3, 1])).fully_observed
+    assert not world(observation=torch.tensor([0, 0, 1])).fully_observed
 
 
 def test_an_end_that_no_sum_sees_is_none() -> None:

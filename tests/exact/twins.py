@@ -30,12 +30,19 @@ class Path(NamedTuple):
     world: float
     """Probability of the start and of every transition."""
     steps: tuple[Step, ...]
+    final: int
+    """The state after the last step."""
 
 
 @st.composite
 def lively_worlds(draw: st.DrawFn, *, max_horizon: int = 3) -> TabularMDP:
-    """A random world, half of them with a state where the world moves by itself."""
+    """A random world, some with a state where the world moves by itself, with a horizon, a time limit or
+    both."""
     mdp = draw(worlds(horizons=st.integers(1, max_horizon)))
+    if draw(st.booleans()):
+        mdp = replace(mdp, time_limit=draw(st.integers(1, max_horizon)))
+    if mdp.time_limit is not None and mdp.gamma < 1 and draw(st.booleans()):
+        mdp = replace(mdp, horizon=None)
     if draw(st.booleans()) and not bool(mdp.terminal[0]):
         own, transition, reward = mdp.own.clone(), mdp.transition.clone(), mdp.reward.clone()
         own[0] = False
@@ -48,15 +55,15 @@ def all_paths(mdp: TabularMDP) -> list[Path]:
     """Every trajectory, by recursion over what may come next."""
 
     def onward(start: int, world: float, state: int, steps: tuple[Step, ...]) -> Iterator[Path]:
-        if bool(mdp.terminal[state]) or len(steps) == mdp.horizon:
-            yield Path(start, world, steps)
+        if bool(mdp.terminal[state]) or len(steps) in (mdp.horizon, mdp.time_limit):
+            yield Path(start, world, steps, state)
             return
         own = bool(mdp.own[state])
         for action in range(mdp.num_actions) if own else [0]:
             for following in range(mdp.num_states):
                 chance = float(mdp.transition[state, action, following])
                 if chance > 0:
-                    ends = bool(mdp.terminal[following])
+                    ends = bool(mdp.terminal[following]) or len(steps) + 1 == mdp.horizon
                     step = Step(
                         state,
                         int(mdp.observation[state]) if own else 0,
@@ -64,7 +71,7 @@ def all_paths(mdp: TabularMDP) -> list[Path]:
                         float(mdp.reward[state, action, following]),
                         own,
                         ends,
-                        not ends and len(steps) + 1 == mdp.horizon,
+                        not ends and len(steps) + 1 == mdp.time_limit,
                     )
                     yield from onward(start, world * chance, following, (*steps, step))
 
@@ -91,7 +98,8 @@ def read(paths: Paths) -> list[Path]:
         steps = [Step(*step) for step in zip(*columns, strict=True)]
         length = next((t + 1 for t, step in enumerate(steps) if step.terminated or step.truncated), 0)
         assert all(not any(step[0 if t else 1 :]) for t, step in enumerate(steps) if t >= length)
-        found.append(Path(int(paths.states[i, 0]), float(paths.world[i]), tuple(steps[:length])))
+        start, final = int(paths.states[i, 0]), int(paths.final[i])
+        found.append(Path(start, float(paths.world[i]), tuple(steps[:length]), final))
     return found
 
 

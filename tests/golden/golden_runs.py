@@ -75,7 +75,7 @@ CONTROL: dict[str, tuple[Any, str]] = {
     "ddpg": (settings.DDPG(MEMORY, ddpg.Settings(hidden=(5, 4))), "continuous"),
     "td3": (settings.TD3(MEMORY, td3.Settings(hidden=(5, 4), n_step=2)), "continuous"),
     "sac": (settings.SAC(MEMORY, sac.Settings(hidden=(5, 4), n_step=2)), "continuous"),
-    "monte_carlo": (settings.MonteCarlo(7, TABLE), "zoo:random"),
+    "monte_carlo": (settings.MonteCarlo(7, TABLE), "zoo:hurry"),
     "sarsa": (settings.Sarsa(7, TABLE), "zoo:random"),
     "expected_sarsa": (settings.ExpectedSarsa(7, TABLE), "zoo:chain"),
     "q_learning": (settings.QLearning(7, TABLE), "zoo:chain"),

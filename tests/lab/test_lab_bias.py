@@ -15,7 +15,8 @@ import torch
 from lived import Life, gradient, groups, lives, policy, score, seen, to_go, total, value
 
 from gradhat.exact import enumerate as every
-from gradhat.exact.mdp import TabularMDP, tabular
+from gradhat.exact.mdp import TabularMDP, softmax_policy, tabular
+from gradhat.exact.solve import evaluate, evaluate_finite
 from gradhat.exact.zoo import ZOO, WorldTurn, bandit, cliff_walk, random_mdp, says, token_mdp, two_states
 from gradhat.lab import microscope
 from gradhat.lab.bias import FAR, SAMPLED_COLUMN, UNBIASED, bias
@@ -23,7 +24,8 @@ from gradhat.lab.figure import BLUE, RED
 from gradhat.lab.microscope import Finding, Specimen, World, examine, specimen_moments, world
 from gradhat.lab.shelf import gae_weights, shelf, state_values
 
-LISTED = [name for name in ZOO if name not in ("cliff_walk", "four_rooms")]
+LISTED = [name for name in ZOO if name not in ("cliff_walk", "four_rooms", "hurry")]
+"""The worlds whose every trajectory can be listed to its end."""
 UNBIASED_NAMES = (
     "total_return",
     "return_to_go",
@@ -250,6 +252,36 @@ def test_gae_with_the_exact_value_is_unbiased_at_any_lambda(name: str) -> None:
     for lam in (0.0, 0.3, 1.0):
         exact = Specimen("gae", "", gae_weights(there.mdp.gamma, lam, v), "one")
         assert examine(there, exact, group_size=1).relative_bias < 1e-10, lam
+
+
+def test_who_takes_a_cut_for_an_end_learns_to_quit() -> None:
+    """What is seen of ∇J has the right direction. By hand for λ = 0 and a single step, from the fourth cell:
+    going on is worth 0.9 V of the fifth, or nothing where the cut counts as the end."""
+    there = zoo("hurry")
+    v = state_values(there.mdp, there.theta)
+    # What is seen of J: the steps before the cut, with the advantages of a problem that goes on.
+    pi = softmax_policy(there.mdp, there.theta)
+    visited = evaluate_finite(replace(there.mdp, horizon=2), pi).occupancy.sum(0)
+    wanted = (visited[:, None] * pi * evaluate(there.mdp, pi).adv).flatten()
+    for lam in (0.0, 0.3, 1.0):
+        exact = Specimen("gae", "", gae_weights(there.mdp.gamma, lam, v), "one")
+        torch.testing.assert_close(specimen_moments(there, exact, 1, 1).mean, wanted, rtol=0, atol=1e-12)
+    right, wrong = found(there, "gae", 2), found(there, "cut_as_end", 2)
+    assert right.cosine > 0.99 and wrong.cosine < 0.9
+    one = world(replace(there.mdp, time_limit=1), seed=0, spread=0.0)
+    v = state_values(one.mdp, one.theta)
+    mean = [
+        specimen_moments(one, Specimen("", "", gae_weights(0.9, 0.0, v, cut_ends=cut), "one"), 1, 1).mean[7]
+        for cut in (False, True)
+    ]
+    goes_on = 0.9 * float(v[0, 4]) - 0.3
+    assert [float(x) for x in mean] == pytest.approx([goes_on / 4 / 6, -0.3 / 4 / 6])
+    assert goes_on > 0
+
+
+def test_where_nothing_is_cut_there_is_no_cut_to_mistake() -> None:
+    assert "cut_as_end" not in {s.name for s in shelf(zoo("chain"))}
+    assert "cut_as_end" in {s.name for s in shelf(zoo("hurry"))}
 
 
 @pytest.mark.parametrize("name", ["random", "tiger", "prompts", "chain"])

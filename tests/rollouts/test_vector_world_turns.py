@@ -40,7 +40,7 @@ def talk() -> TabularMDP:
         gamma=1.0,
         terminal=torch.arange(6) == 5,
         own=torch.tensor([True, False, True, False, False, True]),
-        horizon=7,
+        time_limit=7,
     )
 
 

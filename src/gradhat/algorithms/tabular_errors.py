@@ -1,6 +1,5 @@
 """How far a table of action values is from the truth, so that convergence is seen and not believed."""
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -15,21 +14,19 @@ class Truth(NamedTuple):
     """A world and its optimum. `truth` finds it once; `errors` asks it at every measurement."""
 
     world: TabularMDP
-    """Without a horizon."""
+    """Without a horizon; its time limit is no part of V* and Q*."""
     optimum: Optimum
     acts: Tensor
     """bool `[S]`: states that can be reached in which the policy acts."""
-    horizon: int | None
-    """The time limit of an episode."""
 
 
 def truth(mdp: TabularMDP) -> Truth:
-    """Return V* and Q* of `mdp` without its horizon, over the states that can be reached from the start.
+    """Return V* and Q* of `mdp`, over the states that can be reached from the start.
 
-    A time limit is no part of the problem that a table solves: with one, Q* would depend on the step. Failure
-    case: a state that only a longer trajectory comes to is never learned from. ValueError where two such
-    states look alike, so that Q* is none of observations; where γ = 1 and nothing ends without the limit; and
-    where γ < 1 in a world that moves by itself: here its own steps take time, for a learner they do not.
+    A time limit is no part of the problem that a table solves: what is cut goes on. Failure case: a state
+    that only a longer trajectory comes to is never learned from. ValueError where two such states look alike,
+    so that Q* is none of observations; with a horizon, where Q* depends on the step; and where γ < 1 in a
+    world that moves by itself: here its own steps take time, for a learner they do not.
     """
     reached = reachable(mdp)
     acts = reached & mdp.own & ~mdp.terminal
@@ -46,8 +43,12 @@ def truth(mdp: TabularMDP) -> Truth:
             f"the error of Q with gamma={mdp.gamma:g} was asked for: found a world that moves by itself. Its "
             "tables discount those steps, and learners see own steps alone. Use gamma=1."
         )
-    world = replace(mdp, horizon=None)
-    return Truth(world, value_iteration(world), acts, mdp.horizon)
+    if mdp.horizon is not None:
+        raise ValueError(
+            f"the error of Q with horizon={mdp.horizon} was asked for: found that an action is worth another "
+            "number at every step. Use mdp.with_time(world), which shows the step."
+        )
+    return Truth(mdp, value_iteration(mdp), acts)
 
 
 def errors(truth: Truth, q: Tensor) -> dict[str, float]:
@@ -57,9 +58,10 @@ def errors(truth: Truth, q: Tensor) -> dict[str, float]:
         v_error/max      max |V_π − V*| over these states, of the greedy policy π, ties drawn uniformly
         greedy_return    E Σ_t r_t over an episode, of the policy that takes the first of the best actions
 
-    The errors are those of the world without a time limit, with its γ. The return is what an episode pays:
-    undiscounted, within the limit. nan where γ = 1 and π may never end, so that there is no V_π; and for the
-    return where there is no limit and an episode may never end. An error is in the unit of the rewards.
+    The errors are those of the world's J, with its γ and without its time limit. The return is what an
+    episode pays: undiscounted, within the limit. nan where γ = 1 and π may never end, so that there is no
+    V_π; and for the return where there is no limit and an episode may never end. An error is in the unit of
+    the rewards.
     """
     world, acts = truth.world, truth.acts
     greedy = epsilon_greedy(q, 0.0)[world.observation]
@@ -67,19 +69,21 @@ def errors(truth: Truth, q: Tensor) -> dict[str, float]:
     return {
         "q_error/max": float((q[world.observation] - truth.optimum.q)[acts].abs().max()),
         "v_error/max": float((v - truth.optimum.v)[acts].abs().max()),
-        "greedy_return": _paid(world, q.argmax(-1)[world.observation], truth.horizon),
+        "greedy_return": _paid(world, q.argmax(-1)[world.observation]),
     }
 
 
-def _paid(world: TabularMDP, actions: Tensor, horizon: int | None) -> float:
-    """Return the undiscounted return of the policy that takes `actions` int64 `[S]`, nan if it is not sure to
-    end: the world with these actions and no others is a chain, and that has a return."""
+def _paid(world: TabularMDP, actions: Tensor) -> float:
+    """Return the undiscounted return, up to the time limit, of the policy that takes `actions` int64 `[S]`.
+
+    nan if it is not sure to end. The world with these actions and no others is a chain: that has a return.
+    """
     states = torch.arange(world.num_states)
     P, r = (table[states, actions][:, None] for table in (world.transition, world.reward))
     visited = leads_to(world.start > 0, (P[:, 0] > 0).T)
-    if horizon is None and not bool(leads_to(world.terminal, P[:, 0] > EPSILON)[visited].all()):
+    if world.time_limit is None and not bool(leads_to(world.terminal, P[:, 0] > EPSILON)[visited].all()):
         return torch.nan
-    chain = tabular(P, r, world.start, gamma=1.0, terminal=world.terminal, horizon=horizon)
+    chain = tabular(P, r, world.start, gamma=1.0, terminal=world.terminal, horizon=world.time_limit)
     return float(expected_return(chain, torch.ones(world.num_states, 1, dtype=torch.float64)))
 
 

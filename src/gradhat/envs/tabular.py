@@ -31,9 +31,9 @@ class TabularEnv(gymnasium.Env[Any, Any]):
     """One trajectory at a time. The observation is that of the state, an int in [0, O); so is the action in
     [0, A).
 
-    `terminated` in a terminal state, `truncated` at the horizon when the state there is not terminal, never
-    both. A trajectory that starts in a terminal state terminates at its first step, with reward 0, and that
-    step is not the policy's own.
+    `terminated` in a terminal state and at the horizon, where the problem ends; `truncated` at the time limit
+    when it has not ended there; never both. A trajectory that starts in a terminal state terminates at its
+    first step, with reward 0, and that step is not the policy's own.
     """
 
     def __init__(self, mdp: TabularMDP) -> None:
@@ -71,8 +71,8 @@ class TabularEnv(gymnasium.Env[Any, Any]):
         world, before = self._world, self._state
         self._state = int(_draw(world.transition, (before, action), self.np_random.random()))
         self._steps += 1
-        terminated = bool(world.terminal[self._state])
-        truncated = self._steps == world.horizon and not terminated
+        terminated = bool(world.terminal[self._state]) or self._steps == world.horizon
+        truncated = self._steps == world.time_limit and not terminated
         self._open = not (terminated or truncated)
         observation, info = self._answer()
         return observation, float(world.reward[before, action, self._state]), terminated, truncated, info
@@ -131,8 +131,8 @@ class TabularVectorEnv(VectorEnv[Any, Any, Any]):
         rewards = np.where(live, world.reward[before, played, after], 0.0)
         after[~live] = _draw(world.start, (), uniforms[~live])
         self._states, self._steps = after, np.where(live, self._steps + 1, 0)
-        terminated = live & world.terminal[after]
-        truncated = live & (self._steps == world.horizon) & ~terminated
+        terminated = live & (world.terminal[after] | (self._steps == world.horizon))
+        truncated = live & (self._steps == world.time_limit) & ~terminated
         self._ended = terminated | truncated
         observations, infos = self._answer(after)
         return observations, rewards, terminated, truncated, infos
@@ -181,6 +181,7 @@ class _Tables(NamedTuple):
     own: Bools
     """The policy's own action counts here: not where the world moves by itself, not in a terminal state."""
     horizon: int | None
+    time_limit: int | None
 
 
 def _tables(mdp: TabularMDP) -> _Tables:
@@ -192,6 +193,7 @@ def _tables(mdp: TabularMDP) -> _Tables:
         terminal=mdp.terminal.numpy(),
         own=(mdp.own & ~mdp.terminal).numpy(),
         horizon=mdp.horizon,
+        time_limit=mdp.time_limit,
     )
 
 

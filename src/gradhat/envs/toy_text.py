@@ -18,8 +18,8 @@ def tables(
     """Return the tables of an environment that has them: `P[s][a]`, rows (probability, s′, reward,
     terminated), and `initial_state_distrib`.
 
-    `limited`: with the environment's time limit as the horizon, so that J is what its episodes pay; otherwise
-    without a horizon. A state is terminal when coming there ends the episode. ConfigError for an environment
+    `limited`: with the environment's time limit, which cuts its episodes and is no part of J; otherwise
+    without one. A state is terminal when coming there ends the episode. ConfigError for an environment
     without tables, without the limit that was asked for, and where coming to a state ends only some episodes.
     """
     made = _made(env_id, kwargs)
@@ -29,13 +29,13 @@ def tables(
             f"the tables of {env_id}: found no P and initial_state_distrib in it. Use an environment that "
             "has them, such as FrozenLake, CliffWalking or Taxi."
         )
-    horizon = made.spec.max_episode_steps if limited else None
-    if limited and horizon is None:
+    limit = made.spec.max_episode_steps if limited else None
+    if limited and limit is None:
         raise ConfigError(f"the time limit of {env_id}: found none. Use its tables without a limit.")
     start = torch.tensor(env.initial_state_distrib, dtype=torch.float64)
     transition, reward, ending = _read(env.P, len(start))
     terminal = _terminal(transition, ending, start, env_id)
-    return tabular(transition, reward, start / start.sum(), gamma=gamma, terminal=terminal, horizon=horizon)
+    return tabular(transition, reward, start / start.sum(), gamma=gamma, terminal=terminal, time_limit=limit)
 
 
 def time_limit(env_id: str, kwargs: Mapping[str, Any] | None = None) -> int | None:

@@ -44,8 +44,11 @@ class Paths:
     mask: Bool[Tensor, "N T"]
     """The policy's own steps: not after the end, not where the world moves by itself."""
     terminated: Bool[Tensor, "N T"]
+    """Where the step leads to a terminal state, or is the last one before the horizon."""
     truncated: Bool[Tensor, "N T"]
-    """At the horizon, where the state is not terminal."""
+    """At the time limit, where the trajectory has not ended: it goes on, and nobody looks."""
+    final: Int[Tensor, " N"]
+    """The state in which the trajectory ended or was cut: what follows its last step."""
     gamma: float
 
     def __len__(self) -> int:
@@ -70,7 +73,8 @@ class Paths:
         return self.world * self.logp(theta).sum(-1).exp()
 
     def returns(self) -> Tensor:
-        """Return R(τ) = Σ_t γ^t r_t `[N]`; t counts every step of the world."""
+        """Return R(τ) = Σ_t γ^t r_t `[N]`; t counts every step of the world. Up to the cut, where there is
+        one."""
         return discounted_sum(self.rewards, self.gamma)
 
     def select(self, rows: Tensor) -> "Paths":
@@ -84,6 +88,7 @@ class Paths:
             mask=self.mask[rows],
             terminated=self.terminated[rows],
             truncated=self.truncated[rows],
+            final=self.final[rows],
             gamma=self.gamma,
         )
 
@@ -200,7 +205,8 @@ def paths(mdp: TabularMDP, *, limit: int = PATHS_LIMIT) -> Paths:
     """Return every trajectory that has a positive probability under a policy that tries everything.
 
     Where the world moves by itself there is one action, not A. A trajectory that starts in a terminal state
-    has no step. ValueError if there are more than `limit`, or endlessly many: a loop without a horizon.
+    has no step. ValueError if there are more than `limit`, or endlessly many: a loop without a horizon or a
+    time limit.
     """
     number = count_paths(mdp)
     if number > limit:
@@ -223,19 +229,19 @@ def paths(mdp: TabularMDP, *, limit: int = PATHS_LIMIT) -> Paths:
 
 
 def count_paths(mdp: TabularMDP) -> float:
-    """Return how many trajectories there are; infinity for a loop without a horizon.
+    """Return how many trajectories there are; infinity for a loop without a horizon or a time limit.
 
     Counting is exact up to 2^53 and stops at `MANY`.
     """
     before, _, following = _ways(mdp)
     goes_on = (~mdp.terminal[before]).double()
     open_, total = (mdp.start > 0).double(), 0.0
-    for _ in range(mdp.horizon or mdp.num_states + 1):
+    for _ in range(mdp.max_steps or mdp.num_states + 1):
         total += float(open_[mdp.terminal].sum())
         open_ = torch.zeros_like(open_).index_add(0, following, open_[before] * goes_on).clamp(max=MANY)
         if not bool((open_ > 0).any()):
             return total
-    return math.inf if mdp.horizon is None else total + float(open_.sum())
+    return math.inf if mdp.max_steps is None else total + float(open_.sum())
 
 
 def batch(
@@ -340,7 +346,7 @@ def simulated(
         if len(steps) == max_steps:
             raise ValueError(
                 f"simulate the world for {max_steps} steps: found {int((~mdp.terminal[state]).sum())} "
-                "trajectories that go on. Give the world a horizon, or raise max_steps."
+                "trajectories that go on. Give the world a horizon or a time limit, or raise max_steps."
             )
         action = torch.multinomial(policy[state], 1, generator=generator)[:, 0]
         action = torch.where(mdp.own[state] & ~mdp.terminal[state], action, 0)
@@ -374,7 +380,7 @@ def score_dots(paths: Paths, scores: Float[Tensor, "N T A"]) -> Float[Tensor, "N
 
 
 def _goes_on(mdp: TabularMDP, state: Tensor, num_steps: int) -> bool:
-    return num_steps != mdp.horizon and not bool(mdp.terminal[state].all())
+    return num_steps != mdp.max_steps and not bool(mdp.terminal[state].all())
 
 
 def _ways(mdp: TabularMDP) -> Tensor:
@@ -407,12 +413,13 @@ def _unrolled(steps: list[tuple[Tensor, ...]]) -> Tensor:
 
 
 def _columns(mdp: TabularMDP, world: Tensor, states: Tensor, actions: Tensor, following: Tensor) -> Paths:
-    """Return the trajectories of all steps taken. What is still open after the last one was cut there."""
+    """Return the trajectories of all steps taken. What is open at the horizon ends, at the time limit is
+    cut."""
     real = ~mdp.terminal[states]
     mask = real & mdp.own[states]
-    terminated = real & mdp.terminal[following]
-    truncated = torch.zeros_like(real)
-    truncated[:, -1] = (real & ~terminated)[:, -1]
+    terminated, truncated = real & mdp.terminal[following], torch.zeros_like(real)
+    over = terminated if states.shape[1] == mdp.horizon else truncated
+    over[:, -1] |= (real & ~terminated)[:, -1]
     visited = real.clone()
     visited[:, 0] = True
     return Paths(
@@ -424,6 +431,7 @@ def _columns(mdp: TabularMDP, world: Tensor, states: Tensor, actions: Tensor, fo
         mask=mask,
         terminated=terminated,
         truncated=truncated,
+        final=following[:, -1],
         gamma=mdp.gamma,
     )
 

@@ -41,10 +41,16 @@ def by_enumeration(
 ) -> Float[Tensor, "O A"]:
     """Return ∇J = ∇ Σ_τ p_θ(τ) R(τ), summed over every trajectory.
 
-    ValueError if there are more than `limit`, or endlessly many.
+    ValueError if there are more than `limit`, or endlessly many, or if a time limit cuts them: J counts what
+    follows, and they do not have it.
     """
     leaf = theta.detach().double().requires_grad_()
     every = paths(mdp, limit=limit)
+    if bool(every.truncated.any()):
+        raise ValueError(
+            f"by_enumeration with time_limit={mdp.time_limit}: found trajectories that are cut before J "
+            "ends. Use by_theorem, or dataclasses.replace(mdp, time_limit=None)."
+        )
     return _derivative(every.probability(leaf) @ every.returns(), leaf)
 
 

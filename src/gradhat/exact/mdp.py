@@ -18,6 +18,11 @@ SUM_TOLERANCE = 1e-9
 class TabularMDP:
     """A Markov decision process as tables. `tabular` builds one from simpler arguments.
 
+    A problem may end after some steps, or an episode of it may be cut. `horizon` is part of the problem: J
+    ends there, so the step there is `terminated`, and what a state is worth depends on the step. `time_limit`
+    is not: J goes on behind it, so the step there is `truncated`, and whoever learns from it looks at the
+    state in which it was cut. `with_time` makes the step part of the state.
+
     ValueError on construction, naming the row: probabilities that are negative or do not sum to 1, γ outside
     [0, 1], γ = 1 where neither a horizon nor a terminal state is sure to end the trajectory, shapes that do
     not match.
@@ -40,7 +45,9 @@ class TabularMDP:
     masked. J counts its reward and its time; estimators read neither. They estimate this J where the world
     pays on the policy's own steps and γ = 1."""
     horizon: int | None = None
-    """The number of steps after which a trajectory is cut, or None. J counts the steps before the cut."""
+    """The number of steps after which the problem ends, or None. J counts the steps before."""
+    time_limit: int | None = None
+    """The number of steps after which we stop looking, or None. J counts what would follow."""
 
     def __post_init__(self) -> None:
         _check_shapes(self)
@@ -48,6 +55,17 @@ class TabularMDP:
         _check_terminal_and_own(self)
         if self.gamma == 1 and self.horizon is None:
             _check_ends(self)
+
+    @property
+    def max_steps(self) -> int | None:
+        """The number of steps of the longest trajectory that can be seen, or None: where it ends or is
+        cut."""
+        return min((n for n in (self.horizon, self.time_limit) if n is not None), default=None)
+
+    @property
+    def fully_observed(self) -> bool:
+        """Whether every state shows an observation of its own."""
+        return len(self.observation.unique()) == self.num_states
 
     @property
     def num_states(self) -> int:
@@ -75,6 +93,7 @@ def tabular(
     observation: Tensor | None = None,
     own: Tensor | None = None,
     horizon: int | None = None,
+    time_limit: int | None = None,
 ) -> TabularMDP:
     """Return the MDP of P `[S, A, S′]`, r `[S, A, S′]` or `[S, A]` and a start distribution `[S]`.
 
@@ -102,6 +121,34 @@ def tabular(
         observation=torch.arange(num_states) if observation is None else observation.long(),
         own=~nowhere if own is None else own.bool(),
         horizon=horizon,
+        time_limit=time_limit,
+    )
+
+
+def with_time(mdp: TabularMDP) -> TabularMDP:
+    """Return the same problem with the step as part of the state and of the observation, and no horizon.
+
+    State s at step t is t · S + s and shows t · O + o(s), for t = 0 … H; those of step H are terminal. What
+    was a recursion over the steps is a world like any other: its V, Q and optimum are those of the horizon,
+    step after step. The world itself where it has no horizon.
+    """
+    if mdp.horizon is None:
+        return mdp
+    steps, size = torch.arange(mdp.horizon + 1).repeat_interleave(mdp.num_states), mdp.num_states
+    shape = (len(steps), mdp.num_actions, len(steps))
+    transition, reward = torch.zeros(2, *shape, dtype=torch.float64)
+    for t in range(mdp.horizon):
+        here, after = slice(t * size, (t + 1) * size), slice((t + 1) * size, (t + 2) * size)
+        transition[here, :, after], reward[here, :, after] = mdp.transition, mdp.reward
+    return tabular(
+        transition,
+        reward,
+        torch.nn.functional.pad(mdp.start, (0, len(steps) - size)),
+        gamma=mdp.gamma,
+        terminal=mdp.terminal.repeat(mdp.horizon + 1) | (steps == mdp.horizon),
+        observation=steps * mdp.num_observations + mdp.observation.repeat(mdp.horizon + 1),
+        own=mdp.own.repeat(mdp.horizon + 1),
+        time_limit=mdp.time_limit,
     )
 
 
@@ -168,10 +215,11 @@ def _check_numbers(mdp: TabularMDP) -> None:
             raise ValueError(f"{name} is {table.dtype}: tables are float64. `tabular` converts them.")
     if not 0 <= mdp.gamma <= 1:
         raise ValueError(f"gamma={mdp.gamma:g}: a discount lies in [0, 1]. Choose one there.")
-    if mdp.horizon is not None and (mdp.horizon < 1 or mdp.horizon != int(mdp.horizon)):
-        raise ValueError(
-            f"horizon={mdp.horizon}: a trajectory has a whole number of steps, at least 1. Use one, or None."
-        )
+    for name, steps in (("horizon", mdp.horizon), ("time_limit", mdp.time_limit)):
+        if steps is not None and (steps < 1 or steps != int(steps)):
+            raise ValueError(
+                f"{name}={steps}: a trajectory has a whole number of steps, at least 1. Use one, or None."
+            )
     if not bool(mdp.reward.isfinite().all()):
         s, a, s2 = (~mdp.reward.isfinite()).nonzero()[0].tolist()
         raise ValueError(f"reward[{s}, {a}, {s2}]={float(mdp.reward[s, a, s2])}: rewards must be finite.")

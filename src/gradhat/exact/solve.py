@@ -14,6 +14,8 @@ more than rounding: `ULPS` of the rewards that either meets on its way, so that 
 small ones elsewhere. Ties go to the lowest action; with γ = 1 to the lowest that leads to an end. What is
 taken for a tie costs at most 4 · `ULPS` · ε / (1 - γ) of what a trajectory pays: 4e-13 of it for γ = 0.99.
 
+A time limit is not read: J goes on behind it.
+
 Source: Sutton & Barto 2018, chapters 3 and 4; Puterman 1994, chapters 4 to 7. Every function raises
 ValueError where the world has a horizon and the function answers for none, or the other way round.
 

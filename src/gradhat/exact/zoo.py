@@ -1,11 +1,14 @@
 """Small worlds, each for a reason. `ZOO` names one of each for the command line.
 
 Each docstring says what a world is for. Terminal states come last, one of them where nothing else is said,
-and show an observation of their own.
+and show an observation of their own. Where a number of steps is named, the docstring says whether it is a
+horizon, at which the problem ends, or a time limit, behind which it goes on; other worlds have neither, and
+end by themselves or never.
 """
 
 import itertools
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -60,6 +63,19 @@ def chain(length: int = 4, *, gamma: float = 0.9, early: float = 0.1) -> Tabular
     reward[:length, 0] = early
     reward[length - 1, 1] = 1
     return tabular(transition, reward, _one(length + 1, 0), gamma=gamma, terminal=_last(length + 1))
+
+
+def hurry(
+    length: int = 6, *, gamma: float = 0.9, early: float = 0.3, time_limit: int | None = 2
+) -> TabularMDP:
+    """The chain from any of its cells, seen for two steps. For: what is cut, and what ends.
+
+    The number of steps is a time limit: going on is worth its way to the goal, although few trajectories are
+    seen to get there. Who takes the cut for an end sees 0 behind it, and learns to quit.
+    """
+    mdp = chain(length, gamma=gamma, early=early)
+    start = (~mdp.terminal).double() / length
+    return replace(mdp, start=start, time_limit=time_limit)
 
 
 def cliff_walk() -> TabularMDP:
@@ -140,6 +156,9 @@ def random_mdp(
 ) -> TabularMDP:
     """Return a world drawn at random. For: properties that must hold everywhere.
 
+    The number of steps is a horizon: what follows is no part of the problem. The policy sees the state and
+    not the step, on which values depend; `with_time` shows it.
+
     Every state and action leads to `branching` states, with probabilities uniform on the simplex: the GARNET
     worlds of Archibald, McKinnon & Thomas 1995. Rewards r(s, a, s′) are standard normal. The last
     `num_terminal` states are terminal. State s shows observation s mod `num_observations`.
@@ -165,9 +184,11 @@ def random_mdp(
 def corridor(horizon: int | None = None) -> TabularMDP:
     """Three cells that look alike, left (0) and right (1) switched in the second. For: a stochastic optimum.
 
-    Source: Sutton & Barto 2018, example 13.1. Each step costs 1. With π(right) = p and without a horizon
-    J = -2 (2 - p) / (p (1 - p)), at best -11.66 for p = 2 - √2 ≈ 0.59. Any deterministic policy stays for
-    ever.
+    Source: Sutton & Barto 2018, example 13.1. Each step costs 1. With π(right) = p and without a horizon J =
+    -2 (2 - p) / (p (1 - p)), at best -11.66 for p = 2 - √2 ≈ 0.59. Any deterministic policy stays for ever.
+    The number of steps is a horizon: the problem ends there, and those who stay have paid for it. With 8
+    steps the best is -6.56, for p = 0.613, and every deterministic policy has the worst return there is, -8.
+    The step is hidden, as the cell is: who counts steps goes straight.
     """
     following = torch.tensor([[0, 1], [2, 0], [1, 3], [3, 3]])
     return tabular(
@@ -184,9 +205,14 @@ def corridor(horizon: int | None = None) -> TabularMDP:
 def tiger(horizon: int | None = 4, *, gamma: float = 0.95) -> TabularMDP:
     """Listen (0), or open the left (1) or right (2) door; a tiger waits behind one. For: noisy observation.
 
-    Source: Cassandra, Kaelbling & Littman 1994. Listening costs 1 and names the right door with probability
-    0.85; the tiger costs 100, the other door pays 10 and ends the trajectory, as the tiger does. The policy
-    sees what it heard last: 0 nothing, 1 left, 2 right; 3 is the end. State 3 · side + heard.
+    Source: Cassandra, Kaelbling & Littman 1994. Listening costs 1 and tells with probability 0.85 behind
+    which door the tiger is, else the other one; the tiger costs 100, the other door pays 10 and ends the
+    trajectory, as the tiger does. The policy sees what it heard last: 0 nothing, 1 left, 2 right; 3 is the
+    end. State 3 · side + heard. The number of steps is a horizon: the problem ends there.
+
+    With 4 steps and γ = 0.95 the best return is 10 for who sees the state and 2.091 for who remembers all
+    that was heard. Without memory it is -3.710: never open, listen to the end. No policy here remembers, so
+    that is what every algorithm can learn.
     """
     transition, reward = torch.zeros(7, 3, 7, dtype=torch.float64), torch.zeros(7, 3)
     for side, heard in itertools.product(range(2), range(3)):
@@ -355,6 +381,7 @@ def _moves(cells: list[tuple[int, int]]) -> Tensor:
 ZOO: dict[str, Callable[[], TabularMDP]] = {
     "bandit": bandit,
     "chain": chain,
+    "hurry": hurry,
     "cliff_walk": cliff_walk,
     "four_rooms": four_rooms,
     "two_states": two_states,

@@ -241,8 +241,8 @@ def _played(world: World, num_groups: int, group_size: int) -> Draws:
 
 
 def _check_short(mdp: TabularMDP) -> None:
-    if mdp.horizon is None or mdp.horizon > SIMULATED_STEPS:
-        found = "no horizon" if mdp.horizon is None else f"horizon={mdp.horizon}"
+    if mdp.max_steps is None or mdp.max_steps > SIMULATED_STEPS:
+        found = "no horizon" if mdp.max_steps is None else f"horizon={mdp.max_steps}"
         raise ConfigError(
             f"draw trajectories at random, as there are {_number(mdp)} and the limit of a list is "
             f"{every.PATHS_LIMIT}: found {found}. Use a --horizon of at most {SIMULATED_STEPS}."
@@ -281,7 +281,15 @@ def finding(world: World, specimen: Specimen, seen: Moments, num_samples: float)
 
 
 def listed(world: World) -> Paths:
-    """Return every trajectory of the world. ConfigError where there are too many."""
+    """Return every trajectory of the world.
+
+    ConfigError where there are too many, or where a time limit cuts them: then J is not what they pay.
+    """
+    if world.mdp.time_limit is not None:
+        raise ConfigError(
+            f"list every trajectory of this world to its end: found time_limit={world.mdp.time_limit}, "
+            "behind which J goes on. Use another --mdp; lab bias and lab mine take this one."
+        )
     if world.paths is None:
         raise ConfigError(
             f"list every trajectory of this world: found {_number(world.mdp)}, the limit is "

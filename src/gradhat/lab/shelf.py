@@ -27,9 +27,9 @@ Reduction = Credit
 
 def shelf(world: World) -> list[Specimen]:
     """Return every estimator that says something in this world."""
-    discounted = world.mdp.gamma < 1
     found = [*of_one(world), *of_group(), *of_positive(world), *of_batch(world)]
-    return [s for s in found if discounted or s.name != "dropped_discount"]
+    silent = {"dropped_discount": world.mdp.gamma == 1, "cut_as_end": world.mdp.time_limit is None}
+    return [s for s in found if not silent.get(s.name, False)]
 
 
 def of_one(world: World) -> list[Specimen]:
@@ -46,6 +46,12 @@ def of_one(world: World) -> list[Specimen]:
         Specimen("value_baseline", "γ^t (to go − V(s))", against_value(gamma, v), "one"),
         Specimen("gae", f"GAE, λ = {LAMBDA:g}, V exact", gae_weights(gamma, LAMBDA, v), "one"),
         Specimen("gae_wrong_v", f"GAE, λ = {LAMBDA:g}, V = 0", gae_weights(gamma, LAMBDA, wrong), "one"),
+        Specimen(
+            "cut_as_end",
+            f"GAE, λ = {LAMBDA:g}, V exact, a cut taken for an end",
+            gae_weights(gamma, LAMBDA, v, cut_ends=True),
+            "one",
+        ),
     ]
 
 
@@ -106,7 +112,7 @@ def state_values(mdp: TabularMDP, theta: Tensor) -> Tensor:
     """Return the exact V `[T + 1, S]` of each step and state; without a horizon every step has the same."""
     policy = softmax_policy(mdp, theta)
     if mdp.horizon is None:
-        return evaluate(mdp, policy).v.expand(mdp.num_states + 1, -1)
+        return evaluate(mdp, policy).v.expand((mdp.max_steps or mdp.num_states) + 1, -1)
     return evaluate_finite(mdp, policy).v
 
 
@@ -142,22 +148,19 @@ def against_value(gamma: float, v: Tensor) -> Weights:
     return gae_weights(gamma, 1.0, v)
 
 
-def gae_weights(gamma: float, lam: float, v: Tensor) -> Weights:
+def gae_weights(gamma: float, lam: float, v: Tensor, *, cut_ends: bool = False) -> Weights:
     """Return the weights γ^t A_t of generalised advantage estimation with the values `v` `[T + 1, S]`.
 
-    J counts the steps before the horizon, so its cut is the end of the task: the value behind it is 0.
+    A trajectory that is cut goes on from the state in which it was cut. With `cut_ends` it counts as ended
+    there, with nothing behind: the mistake that one flag for both makes.
     """
 
     def weights(batch: Batch) -> Tensor:
-        states = batch.paths.states
         ended = batch.terminated | batch.truncated
-        time = torch.arange(states.shape[1])
-        following = torch.where(ended, 0, states.roll(-1, 1))
         adv = gae_room.gae(
             batch.rewards,
-            v[time, states],
-            v[time + 1, following],
-            ended,
+            *around(v, batch.paths),
+            ended if cut_ends else batch.terminated,
             ended,
             real_steps(batch),
             gamma=gamma,
@@ -166,6 +169,14 @@ def gae_weights(gamma: float, lam: float, v: Tensor) -> Weights:
         return discounts(batch) * adv * per_trajectory(batch)
 
     return weights
+
+
+def around(v: Tensor, paths: Paths) -> tuple[Tensor, Tensor]:
+    """Return V(s_t) and V(s_{t+1}), both `[N, T]`, of the values `v` `[T + 1, S]`. What follows the last step
+    is the state in which the trajectory ended or was cut."""
+    last, time = paths.terminated | paths.truncated, torch.arange(paths.states.shape[1])
+    following = torch.where(last, paths.final[:, None], paths.states.roll(-1, 1))
+    return v[time, paths.states], v[time + 1, following]
 
 
 def real_steps(batch: Outcomes | Paths) -> Tensor:

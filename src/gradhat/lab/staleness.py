@@ -188,17 +188,14 @@ def per_decision(stale: Stale) -> Tensor:
 
 def vtrace(stale: Stale) -> Tensor:
     """Take the credit γ^t ρ_t (r_t + γ vs_{t+1} − V(s_t)) of V-trace, with the learner's exact V."""
-    batch, states = stale.batch, stale.batch.paths.states
-    ended = batch.terminated | batch.truncated
-    time = torch.arange(states.shape[1])
+    batch = stale.batch
     log_ratio = stale.log_ratio(ratios.token)
     adv = offpolicy.vtrace(
         batch.rewards,
-        stale.v[time, states],
-        stale.v[time + 1, torch.where(ended, 0, states.roll(-1, 1))],
+        *shelf.around(stale.v, batch.paths),
         log_ratio.detach(),
-        ended,
-        ended,
+        batch.terminated,
+        batch.terminated | batch.truncated,
         stale.steps,
         gamma=batch.gamma,
         rho_max=1.0,

@@ -82,6 +82,6 @@ def test_arguments_reach_the_world_and_its_tables() -> None:
     world = worlds.make(config, 2)
     mdp = worlds.exact(config, 0.5)
     world.close()
-    assert world.num_inputs == mdp.num_observations == 64 and mdp.gamma == 0.5 and mdp.horizon == 100
+    assert world.num_inputs == mdp.num_observations == 64 and mdp.gamma == 0.5 and mdp.time_limit == 100
     assert set(mdp.transition.unique().tolist()) == {0.0, 1.0}
     assert worlds.exact(replace(PPO, env="zoo:chain"), 0.25).gamma == 0.25

@@ -1,11 +1,14 @@
 """Agents with a table, through the real worlds and the real collector: they reach Q*."""
 
 import pytest
+import torch
 from pytest import CaptureFixture
 
 from gradhat.algorithms.tabular_control import Settings
 from gradhat.cli.main import main
 from gradhat.errors import ConfigError
+from gradhat.exact.mdp import with_time
+from gradhat.exact.zoo import ZOO
 from gradhat.training.control import worlds
 from gradhat.training.control.config import ControlConfig
 from gradhat.training.control.evaluate import play
@@ -52,8 +55,20 @@ def test_the_greedy_return_is_that_of_greedy_episodes() -> None:
 
 def test_an_own_time_limit_is_that_of_the_tables() -> None:
     config = ControlConfig(QLearning(), env="CliffWalking-v1", env_args=("max_episode_steps=20",))
-    assert worlds.exact(config, 0.9).horizon == 20
-    assert worlds.exact(ControlConfig(QLearning(), env="CliffWalking-v1"), 0.9).horizon is None
+    assert worlds.exact(config, 0.9).time_limit == 20
+    assert worlds.exact(ControlConfig(QLearning(), env="CliffWalking-v1"), 0.9).time_limit is None
+
+
+def test_a_horizon_is_shown_where_the_state_is_and_a_time_limit_never() -> None:
+    """A table learns what an action is worth at every step; look-alike states stay what they are."""
+    names = ("random", "corridor", "tiger", "hurry")
+    shown = {name: worlds.exact(ControlConfig(QLearning(), env=f"zoo:{name}"), 0.5) for name in names}
+    timed = with_time(ZOO["random"]())
+    assert torch.equal(shown["random"].observation, timed.observation) and shown["random"].horizon is None
+    assert shown["corridor"].horizon == 8 and shown["tiger"].horizon == 4
+    assert shown["hurry"].time_limit == 2 and shown["hurry"].num_observations == 7
+    world = worlds.make(ControlConfig(QLearning(), env="zoo:random"), 2)
+    assert world.num_inputs == 15
 
 
 def test_a_discount_of_the_worlds_own_steps_is_refused() -> None:

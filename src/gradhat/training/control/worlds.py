@@ -9,7 +9,7 @@ from gradhat.envs.gym_vector import GymSpec
 from gradhat.envs.tabular import TabularVectorEnv
 from gradhat.envs.toy_text import tables, time_limit
 from gradhat.errors import ConfigError
-from gradhat.exact.mdp import TabularMDP
+from gradhat.exact.mdp import TabularMDP, with_time
 from gradhat.exact.zoo import ZOO
 from gradhat.training.control.config import ControlConfig, env_kwargs
 
@@ -31,7 +31,7 @@ def make(config: ControlConfig[Any], num_envs: int) -> World:
 
 
 def exact(config: ControlConfig[Any], gamma: float) -> TabularMDP:
-    """Return the tables of the world, with the discount of the algorithm; the horizon is its time limit.
+    """Return the tables of the world, with the discount of the algorithm.
 
     ConfigError without tables.
     """
@@ -65,4 +65,6 @@ def _of_zoo(config: ControlConfig[Any]) -> TabularMDP:
             f"--env {config.env} --vectorization {config.vectorization}: found a world of the zoo, whose "
             "copies are always stepped as one array. Drop --vectorization."
         )
-    return ZOO[name]()
+    mdp = ZOO[name]()
+    # Where a horizon ends the problem, a state is none without the step. What is hidden stays hidden.
+    return with_time(mdp) if mdp.fully_observed else mdp
