@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
@@ -75,6 +76,13 @@ def test_the_project_keeps_its_shape(check: Check) -> None:
     assert python
     found = [line for path in python for line in check(path, (ROOT / path).read_text())]
     assert not found, "\n".join(found)
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports them by their name alone: the second of two is never run together with the first."""
+    paths = [PurePath(path) for path in project_files() if path.startswith("tests/") and path.endswith(".py")]
+    counted = Counter(path.name for path in paths if path.name != "conftest.py")
+    assert not [name for name, count in counted.items() if count > 1]
 
 
 def function_of(lines: int) -> str:
