@@ -3,17 +3,21 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from onpolicy import lived
 from replayed import F64, apart, gradient, plain, resumes, same, seeded
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from gradhat.algorithms import dqn
 from gradhat.algorithms.dqn import Settings, State
-from gradhat.exact.mdp import TabularMDP
-from gradhat.exact.solve import policy_iteration
+from gradhat.exact.enumerate import paths
+from gradhat.exact.mdp import TabularMDP, with_time
+from gradhat.exact.solve import evaluate, policy_iteration
 from gradhat.exact.zoo import chain, random_mdp
+from gradhat.rollouts.replay import Replay
 from gradhat.trajectories import Transitions
 
 TABLE = Settings(hidden=(), double=False, lr=0.1)
@@ -253,3 +257,53 @@ def test_q_converges_to_the_optimum(mdp: TabularMDP, choice: dict[str, Any]) -> 
     live = ~mdp.terminal
     found = state.online.q(torch.eye(mdp.num_states))[live].detach().double()
     torch.testing.assert_close(found, policy_iteration(mdp).q[live], atol=0.01, rtol=0)
+
+
+# --- a problem that ends after some steps, and one that is cut ---------------------------------------------
+
+LOOP = random_mdp(3, 2, seed=6, gamma=0.8, horizon=None)
+KINDS = {"horizon": with_time(replace(LOOP, horizon=3)), "time limit": replace(LOOP, time_limit=3)}
+
+
+def expected_targets(mdp: TabularMDP, worth: Tensor, *, n_step: int, merged: bool = False) -> Tensor:
+    """E[y | s, a] `[S, A]` under the uniform policy, where Q′ is `worth` `[S, A]`; nan where nobody comes.
+
+    Every trajectory is put into a replay, a row for each, and every step is drawn from it."""
+    theta = torch.zeros(mdp.num_observations, mdp.num_actions, dtype=F64)
+    every = paths(mdp)
+    batch, chance = lived(mdp, every, theta), every.probability(theta)
+    if merged:
+        ended = batch.terminated | batch.truncated
+        batch = replace(batch, terminated=ended, truncated=torch.zeros_like(ended))
+    (num_rows, num_steps), shape = every.actions.shape, (mdp.num_observations,)
+    capacity = num_rows * num_steps
+    memory = Replay(capacity, num_rows, shape, (), action_dtype=np.int64, gamma=mdp.gamma, n_step=n_step)
+    memory.add(batch)
+    drawn = memory.sample(30 * capacity, np.random.default_rng(0))
+    state = table(replace(TABLE, lr=0.0), torch.zeros_like(worth), worth)
+    y, seen = dqn.update(state, drawn, TABLE).td_errors.double(), drawn.index
+    once = torch.zeros(capacity, dtype=F64).index_copy(0, seen, y)
+    assert len(seen.unique()) == int(batch.mask.sum())
+    slot, row = torch.arange(capacity) // num_rows, torch.arange(capacity) % num_rows
+    place, weight = (every.states[row, slot], every.actions[row, slot]), chance[row] * every.mask[row, slot]
+    total, count = torch.zeros_like(worth), torch.zeros_like(worth)
+    total.index_put_(place, weight * once, accumulate=True)
+    return total / count.index_put_(place, weight, accumulate=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_right_q_expects_itself_at_a_horizon_and_at_a_time_limit(kind: str) -> None:
+    """y holds max Q*: its mean is Q*. Over several steps it holds what the policy of the memory earns: with V
+    of that policy its mean is Q of that policy."""
+    mdp = KINDS[kind]
+    best = policy_iteration(mdp).q
+    uniform = evaluate(mdp, torch.full_like(best, 0.5))
+    of_policy = uniform.v[:, None].expand_as(best)
+    for worth, wanted, n_step in ((best, best, 1), (of_policy, uniform.q, 1), (of_policy, uniform.q, 3)):
+        found = expected_targets(mdp, worth, n_step=n_step)
+        come = ~found.isnan()
+        assert come.sum() == (18 if kind == "horizon" else 6)
+        torch.testing.assert_close(found[come], wanted[come], rtol=0, atol=1e-5)
+        if kind == "time limit":
+            merged = expected_targets(mdp, worth, n_step=n_step, merged=True)
+            assert float((merged - wanted)[come].abs().max()) > 0.05

@@ -7,11 +7,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onpolicy import Adam, Remembers, generator, random_batch, random_policy, without_credit
+from onpolicy import (
+    Adam,
+    Remembers,
+    generator,
+    layered,
+    lived,
+    logits,
+    random_batch,
+    random_policy,
+    without_credit,
+)
 from torch import Tensor
 
 from gradhat.algorithms import critic, trpo
 from gradhat.algorithms.trpo import Settings, conjugate_gradient, line_search, natural_step, reached, update
+from gradhat.exact.enumerate import paths
+from gradhat.exact.gradient import by_theorem, fisher, natural
+from gradhat.exact.mdp import TabularMDP, softmax_policy
+from gradhat.exact.solve import evaluate
+from gradhat.exact.zoo import bandit
 from gradhat.policies.mlp import MLPPolicy
 from gradhat.trajectories import Trajectories
 
@@ -87,6 +102,74 @@ def test_a_small_step_fills_its_ball() -> None:
         found = natural_step(policy, lesson(policy), Settings(max_kl=1e-6, cg_damping=1e-6, cg_iterations=50))
         assert found[TRUST + "accepted"] == 1 and found[TRUST + "backtracks"] <= 1
         assert found[TRUST + "kl"] == pytest.approx(1e-6 * 0.64 ** found[TRUST + "backtracks"], rel=0.02)
+
+
+def table(mdp: TabularMDP) -> MLPPolicy:
+    """A softmax of one logit per observation and action: no hidden layer, no bias."""
+    policy = random_policy(mdp.num_observations, mdp.num_actions, hidden=(), critic=False)
+    bias = policy.module.actor.biases[0]
+    bias.data.zero_()
+    bias.requires_grad_(False)
+    return policy
+
+
+def expected_step(
+    mdp: TabularMDP, policy: MLPPolicy, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> Tensor:
+    """The step `[O, A]` that is tried first: exact advantages, and every trajectory at once, each counted as
+    much as it is probable."""
+    theta, every = logits(mdp, policy).detach(), paths(mdp)
+    batch, chance = lived(mdp, every, theta), every.probability(theta)
+    adv = evaluate(mdp, softmax_policy(mdp, theta)).adv[every.states, every.actions]
+    num_steps = float((chance[:, None] * batch.mask).sum())
+    tried: list[Tensor] = []
+
+    def weighted(mask: Tensor, *, num_tokens: int) -> Tensor:
+        assert num_tokens == int(mask.sum())
+        return chance[:, None] * mask / num_steps
+
+    def search(parameters: list[Tensor], step: Tensor, *_: object) -> trpo.Search:
+        (weight,) = parameters
+        tried.append(step.reshape(weight.shape).T)
+        return trpo.Search(False, 0, 0.0, 0.0)
+
+    monkeypatch.setattr(trpo.reduce, "per_token", weighted)
+    monkeypatch.setattr(trpo, "line_search", search)
+    adv = torch.where(batch.mask, adv, 0)
+    natural_step(policy, replace(batch, adv=adv, targets=adv), settings)
+    return tried[0]
+
+
+@pytest.mark.parametrize("max_kl", [0.01, 0.03])
+def test_the_step_is_the_natural_gradient_and_fills_the_ball(
+    max_kl: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a table F⁻¹ g is known exactly: x = √(2δ / gᵀF⁺g) · F⁺ g, and by hand where the diagonal of F is
+    raised by 0.1: x = √(2δ / gᵀ(F + 0.1)⁻¹g) · (F + 0.1)⁻¹ g."""
+    mdp = layered()
+    policy = table(mdp)
+    theta = logits(mdp, policy).detach()
+    # g is ∇L, a mean over steps: every trajectory has two.
+    g, exact = by_theorem(mdp, theta).flatten() / 2, natural(mdp, theta).flatten() / 2
+    numbers = Settings(max_kl=max_kl, cg_iterations=50)
+    found = expected_step(mdp, policy, replace(numbers, cg_damping=0.0), monkeypatch).flatten()
+    torch.testing.assert_close(found, (2 * max_kl / (g @ exact)).sqrt() * exact, rtol=0, atol=1e-8)
+    F = fisher(mdp, theta)
+    assert float(found @ F @ found) / 2 == pytest.approx(max_kl, rel=1e-8)
+    damped = torch.linalg.solve(F + 0.1 * torch.eye(len(g), dtype=F64), g)
+    found = expected_step(mdp, policy, replace(numbers, cg_damping=0.1), monkeypatch).flatten()
+    torch.testing.assert_close(found, (2 * max_kl / (g @ damped)).sqrt() * damped, rtol=0, atol=1e-8)
+    assert float(found @ F @ found) / 2 < 0.9 * max_kl
+
+
+def test_the_length_of_a_step_between_two_arms_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """π = ½: F = ¼ [[1, −1], [−1, 1]] has the eigenvalue ½ along g ∝ (1, −1), so that d ∝ g and
+    xᵀ(F + 0.1) x = 2δ: x = √(δ / 0.6) · (1, −1)."""
+    mdp = bandit((3.0, 1.0))
+    policy = table(mdp)
+    policy.module.actor.weights[0].data.zero_()
+    found = expected_step(mdp, policy, Settings(max_kl=0.006, cg_damping=0.1), monkeypatch)
+    torch.testing.assert_close(found[0], torch.tensor([0.1, -0.1], dtype=F64), rtol=0, atol=1e-12)
 
 
 def test_the_size_of_the_advantages_drops_out() -> None:

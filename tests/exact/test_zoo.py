@@ -12,8 +12,8 @@ from torch import Tensor
 from worlds import deterministic, random_policy, random_theta
 
 from gradhat.exact.enumerate import count_paths, paths
-from gradhat.exact.mdp import TabularMDP, leads_to, softmax_policy
-from gradhat.exact.solve import evaluate, expected_return, policy_iteration
+from gradhat.exact.mdp import TabularMDP, leads_to, softmax_policy, with_time
+from gradhat.exact.solve import backward_induction, evaluate, expected_return, policy_iteration
 from gradhat.exact.zoo import (
     DOWN,
     LEFT,
@@ -28,6 +28,7 @@ from gradhat.exact.zoo import (
     corridor,
     exactly,
     four_rooms,
+    hurry,
     last_word,
     random_mdp,
     says,
@@ -166,6 +167,60 @@ def test_who_listens_once_to_the_tiger_loses_less_than_who_does_not() -> None:
         -1 + 0.95 * (0.85 * 10 - 0.15 * 100), abs=1e-12
     )
     assert float(expected_return(mdp, constant(mdp, 0, 1, 0))) == pytest.approx(-45, abs=1e-12)
+
+
+def test_the_best_way_down_the_corridor_in_8_steps_is_stochastic_too() -> None:
+    mdp = ZOO["corridor"]()
+    found = {p: float(expected_return(mdp, constant(mdp, 1 - p, p))) for p in (0.612, 0.613, 0.614)}
+    assert max(found, key=lambda p: found[p]) == 0.613 and found[0.613] == pytest.approx(-6.564, abs=5e-4)
+    for actions in itertools.product(range(2), repeat=2):
+        policy = deterministic(tuple(actions[o] for o in mdp.observation), 2)
+        assert float(expected_return(mdp, policy)) == -8
+    # Who sees the step knows when the second cell is due.
+    timed = with_time(replace(mdp, horizon=3))
+    aware = deterministic(tuple([1, 0, 1, 0][int(o) // 2] for o in timed.observation), 2)
+    assert float(expected_return(timed, aware)) == -3
+
+
+def with_memory(mdp: TabularMDP, belief: Tensor, steps: int) -> float:
+    """The best return of who remembers all that was shown: by what may be the state."""
+    if steps == 0:
+        return 0.0
+    values: list[float] = []
+    for a in range(mdp.num_actions):
+        value = float((belief @ (mdp.transition[:, a] * mdp.reward[:, a])).sum())
+        after = belief @ mdp.transition[:, a]
+        for shown in range(mdp.num_observations):
+            likely = torch.where((mdp.observation == shown) & ~mdp.terminal, after, 0)
+            if (chance := float(likely.sum())) > 0:
+                value += mdp.gamma * chance * with_memory(mdp, likely / chance, steps - 1)
+        values.append(value)
+    return max(values)
+
+
+def test_what_the_tiger_leaves_to_who_sees_who_remembers_and_who_does_neither() -> None:
+    mdp = tiger()
+    assert mdp.horizon == 4
+    assert float(mdp.start @ backward_induction(mdp).v[0]) == 10
+    assert with_memory(mdp, mdp.start, 4) == pytest.approx(2.0911694, abs=1e-7)
+    thirds = [torch.tensor([i, j, 3 - i - j]).double() / 3 for i in range(4) for j in range(4 - i)]
+    found = {
+        i: float(expected_return(mdp, torch.stack([*policy, thirds[0]])[mdp.observation]))
+        for i, policy in enumerate(itertools.product(thirds, repeat=3))
+    }
+    best = max(found, key=lambda i: found[i])
+    listens = [x.tolist() for x in thirds].index([1, 0, 0])
+    assert best == listens * (100 + 10 + 1)
+    assert found[best] == pytest.approx(-(1 + 0.95 + 0.95**2 + 0.95**3)) == pytest.approx(-3.710, abs=5e-4)
+
+
+def test_in_a_hurry_the_chain_is_the_same_problem() -> None:
+    mdp = hurry()
+    assert torch.equal(mdp.transition, chain(6).transition) and mdp.time_limit == 2 and mdp.horizon is None
+    assert mdp.start.tolist() == pytest.approx([1 / 6] * 6 + [0])
+    # From 5 cells before the goal on it is better to go on: 0.9^n > 0.3 for all 6.
+    assert policy_iteration(mdp).policy.argmax(-1).tolist() == [1] * 6 + [0]
+    assert paths(mdp).truncated.any() and paths(mdp).actions.shape[1] == 2
 
 
 def texts(mdp: TabularMDP, num_words: int) -> Iterator[tuple[Words, bool, float, float]]:

@@ -9,7 +9,18 @@ from lived import value
 
 from gradhat.exact.enumerate import Batch, draws, paths
 from gradhat.exact.mdp import TabularMDP
-from gradhat.exact.zoo import ZOO, WorldTurn, chain, corridor, random_mdp, says, token_mdp, two_states
+from gradhat.exact.zoo import (
+    ZOO,
+    WorldTurn,
+    bandit,
+    chain,
+    cliff_walk,
+    corridor,
+    random_mdp,
+    says,
+    token_mdp,
+    two_states,
+)
 from gradhat.lab import shelf as room
 from gradhat.lab.microscope import World, specimen_moments, world
 from gradhat.lab.shelf import shelf
@@ -187,6 +198,21 @@ def test_how_many_are_collected_by_hand() -> None:
     needed = room.collected(uniform)
     assert needed is not None
     assert [needed(n) for n in (1, 2, 3)] == pytest.approx([1, 4 / 3, 1 + 4 / 9 + 2 / 3])
+
+
+def test_who_may_have_no_step_is_collected_too_and_no_number_is_sure_to_suffice() -> None:
+    """Half of the trajectories begin at the end, the others have one step: 2 for one step, 4 for two. A draw
+    of two may hold no step at all, so the estimator is left out."""
+    half = replace(bandit(), start=torch.tensor([0.5, 0.5], dtype=F64))
+    idle = world(half, seed=0, spread=0.5)
+    needed = room.collected(idle)
+    assert needed is not None and [needed(n) for n in (1, 2, 3)] == pytest.approx([2, 4, 6])
+    assert room.may_be_idle(idle) and "random_size" not in {s.name for s in shelf(idle)}
+    for mdp in (bandit(), texts(WorldTurn(1, (0.3, 0.7))), cliff_walk()):
+        there = world(mdp, seed=0, spread=0.5)
+        assert not room.may_be_idle(there) and "random_size" in {s.name for s in shelf(there)}
+    begins_at_the_end = replace(cliff_walk(), start=torch.eye(48, dtype=F64)[[36, 47]].mean(0))
+    assert room.may_be_idle(world(begins_at_the_end, seed=0, spread=0.5))
 
 
 def test_a_baseline_is_taken_off_and_a_scale_divided_by() -> None:

@@ -22,11 +22,11 @@ def value(
 ) -> Float[Tensor, " B"]:
     """Return y = r + γ^k (1 - terminated) V(s′), `[B]`.
 
-    Source: Sutton & Barto 2018, eq. 6.9 (SARSA), 6.8 (Q-learning) and 7.1 (k steps), by what V(s′) is: of the
-    next action, of the best one. Where terminated V(s′) is not read: NaN may stand there. A truncated row is
-    an ordinary one, and its successor is the final observation. Assumes that V(s′) is data from a network
-    that changes slowly. Failure case: a truncation passed as termination teaches that the time limit is
-    death.
+    Source: Sutton & Barto 2018, eq. 6.7 (SARSA), 6.9 (expected SARSA), 6.8 (Q-learning) and 7.1 (k steps), by
+    what V(s′) is: Q of the next action, its mean under the policy, that of the best one. Where terminated
+    V(s′) is not read: NaN may stand there. A truncated row is an ordinary one, and its successor is the final
+    observation. Assumes that V(s′) is data from a network that changes slowly. Failure case: a truncation
+    passed as termination teaches that the time limit is death.
 
     Raises ValueError for shapes that differ and flags that are not bool.
     """

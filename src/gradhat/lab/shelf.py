@@ -28,7 +28,12 @@ Reduction = Credit
 def shelf(world: World) -> list[Specimen]:
     """Return every estimator that says something in this world."""
     found = [*of_one(world), *of_group(), *of_positive(world), *of_batch(world)]
-    silent = {"dropped_discount": world.mdp.gamma == 1, "cut_as_end": world.mdp.time_limit is None}
+    silent = {
+        "dropped_discount": world.mdp.gamma == 1,
+        "cut_as_end": world.mdp.time_limit is None,
+        # No number of trajectories is then sure to hold enough steps.
+        "random_size": may_be_idle(world),
+    }
     return [s for s in found if not silent.get(s.name, False)]
 
 
@@ -204,7 +209,8 @@ def compared(baseline: Baseline, scale: Baseline, reduction: Reduction) -> Credi
 def until_enough_steps(batch: Outcomes) -> Tensor:
     """Return the weights R(τ) / |D| where trajectories are collected until there are G steps or more.
 
-    |D| depends on the lengths: the estimate is a ratio, and biased. G trajectories always suffice.
+    |D| depends on the lengths: the estimate is a ratio, and biased. G trajectories suffice where each has a
+    step of the policy's own. Failure case: where one may have none (`may_be_idle`) a draw may be too small.
     """
     mask = batch.mask
     size = len(mask) // batch.num_draws
@@ -216,7 +222,10 @@ def until_enough_steps(batch: Outcomes) -> Tensor:
 
 
 def collected(world: World) -> Callable[[int], float] | None:
-    """Return N → E|D|, the trajectories collected until there are N steps; None where they are not listed."""
+    """Return N → E|D|, the trajectories collected until there are N steps; None where they are not listed.
+
+    One without a step is collected too: n(N) = 1 + Σ_l p_l n(N − l), solved for n(N) where l may be 0.
+    """
     if world.paths is None:
         return None
     chance = world.paths.probability(world.theta_old).detach()
@@ -226,10 +235,20 @@ def collected(world: World) -> Callable[[int], float] | None:
         needed = [0.0]
         for n in range(1, num_steps + 1):
             more = sum(p * needed[max(0, n - length)] for length, p in enumerate(lengths) if length)
-            needed.append(1 + more)
+            needed.append((1 + more) / (1 - lengths[0]))
         return needed[num_steps]
 
     return expected
+
+
+def may_be_idle(world: World) -> bool:
+    """Return whether a trajectory may end without a step of the policy's own.
+
+    Where they are not listed: whether one may begin where the policy does not act.
+    """
+    if world.paths is None:
+        return bool((world.mdp.start[world.mdp.terminal | ~world.mdp.own] > 0).any())
+    return bool((~world.paths.mask.any(1)).any())
 
 
 def per_trajectory(batch: Outcomes) -> Tensor:
