@@ -31,7 +31,7 @@ def test_the_film_shows_the_trained_policy_with_its_normaliser(
     out = tmp_path / "new" / "film.gif"
     assert main(["watch", str(trained), "--episodes", "2", "--out", str(out), "--max-steps", "15"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "film   ppo in CartPole-v1, the policy of step 2"
+    assert said[0] == "film   ppo in CartPole-v1, the greedy policy of step 2"
     # CartPole pays 1 a step: a picture before every step and one after the last.
     steps = [float(line.split("return ")[1].split()[0]) for line in said[1:3]]
     count = int(sum(steps)) + 2

@@ -1,4 +1,4 @@
-"""`gradhat eval` of a control run: the greedy return of its newest checkpoint."""
+"""`gradhat eval` of a control run: the return of its newest checkpoint."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +7,7 @@ from gradhat.cli.flags import parse
 from gradhat.errors import ConfigError
 
 DESCRIPTION = (
-    """gradhat eval RUN [FLAGS]: play episodes greedily with the newest checkpoint of a control run."""
+    """gradhat eval RUN [FLAGS]: play episodes with a control run's newest checkpoint, as it is measured."""
 )
 
 
@@ -38,16 +38,16 @@ def main(run: Path, argv: list[str]) -> int:
     try:
         restore(session, run)
         played = session.play(derive(flags.seed, "eval"))
-        step = session.step
+        step, measured = session.step, session.measured
     finally:
         session.close()
     seen = Seen()
-    found = returned(evaluate.summary(played, seen), flags.episodes, seen.scale())
+    found = returned(evaluate.summary(played, measured, seen), flags.episodes, seen.scale())
     middle, least, most = (
         number(value, seen.scale())
         for value in (interquartile_mean(played.returns), min(played.returns), max(played.returns))
     )
-    print(f"run      {run}, step {step}\nenv      {config.env}: {counted(flags.episodes)}, greedy")
+    print(f"run      {run}, step {step}\nenv      {config.env}: {counted(flags.episodes)}, {measured}")
     print(f"return   mean {found}")
     print(f"         interquartile mean {middle}, least {least}, most {most}")
     if played.num_cut:

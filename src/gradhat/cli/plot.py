@@ -28,8 +28,8 @@ class Flags:
     """frames of the environment, steps (lines of metrics) or seconds of training; auto: frames where runs
     count them, else steps."""
     y: str = ""
-    """A metric of metrics.jsonl; empty is what the runs are judged by: greedy/return, held_out/accuracy, or
-    held_out/reward where nothing says what solves a question."""
+    """A metric of metrics.jsonl; empty is what the runs are judged by: greedy/return, sampled/return,
+    held_out/accuracy, or held_out/reward where nothing says what solves a question."""
     by: tuple[str, ...] = ()
     """Settings of config.json, each combination of values a line; empty: all that differ, but the seed."""
     out: Path | None = None

@@ -10,7 +10,7 @@ from gradhat.cli.flags import parse, target
 from gradhat.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gradhat.training.control.agent import Greedy
+    from gradhat.training.control.agent import Choice
     from gradhat.training.control.config import ControlConfig
 
 Act = Callable[[Any], Any]
@@ -18,7 +18,7 @@ Act = Callable[[Any], Any]
 
 USAGE = "gradhat watch RUN"
 DESCRIPTION = (
-    """gradhat watch RUN [FLAGS]: film episodes of a control run's newest checkpoint, acting greedily."""
+    """gradhat watch RUN [FLAGS]: film episodes of a control run's newest checkpoint, as it is measured."""
 )
 
 
@@ -69,8 +69,10 @@ def film(run: Path, flags: Flags) -> None:
     with writing(out, todo="Choose an --out that can be written."):
         _try_place(out)
     with restored(run) as session:
-        act = acting(session.agent.greedy())
-        print(f"film   {config.algorithm} in {config.env}, the policy of step {session.step}")
+        act = acting(session.policy(flags.seed))
+        print(
+            f"film   {config.algorithm} in {config.env}, the {session.measured} policy of step {session.step}"
+        )
         for i in range(flags.episodes):
             seed = derive(flags.seed, "watch", i)
             seen = video.frames(config.env, env_kwargs(config), act, seed=seed, max_steps=flags.max_steps)
@@ -107,12 +109,12 @@ def read(run: Path) -> "ControlConfig[Any]":
     return config
 
 
-def acting(greedy: "Greedy") -> "Act":
+def acting(choose: "Choice") -> "Act":
     """Return the policy for one observation at a time."""
     import torch
 
     @torch.no_grad()
     def act(observation: Any) -> Any:
-        return greedy(torch.from_numpy(observation[None])).numpy()[0]
+        return choose(torch.from_numpy(observation[None])).numpy()[0]
 
     return act

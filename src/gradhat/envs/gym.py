@@ -69,6 +69,8 @@ class World:
         self.actions = actions_of(vector.single_action_space, name)
         self.autoreset = mode
         self.metadata = vector.metadata
+        self.partially_observed = bool(vector.metadata.get("partially_observed", False))
+        """Whether observations hide part of the state, as the environment's metadata says."""
         self._vector = vector
         self._flat = flattened(space, vector.observation_space)
         self._played = played(vector.single_action_space, self.actions, self.num_envs, name)

@@ -21,7 +21,7 @@ from gradhat.trajectories import Record
 
 Line = Callable[[int, Mapping[str, float], float], str]
 """(step, metrics, seconds left) → the line of progress."""
-MEASURED = ("held_out/", "greedy/")
+MEASURED = ("held_out/", "greedy/", "sampled/")
 """Prefixes of metrics that are measured now and then, and shown until they are measured again."""
 WIDTH = 100
 """Characters shown of a prompt or a completion."""

@@ -26,8 +26,8 @@ def on_the_page() -> set[str]:
     return {key for cell in cells for key in re.findall(r"`([a-z_/]+)`", cell)}
 
 
-def keys_of(name: str, path: Path) -> Iterator[str]:
-    env = "zoo:chain" if name in TABLES else ENVS[ALGORITHMS[name].serves]
+def keys_of(name: str, path: Path, env: str = "") -> Iterator[str]:
+    env = env or ("zoo:chain" if name in TABLES else ENVS[ALGORITHMS[name].serves])
     tuned = control(name, env)
     learning = tuned.learning
     if hasattr(learning, "memory"):
@@ -55,7 +55,8 @@ def keys_of(name: str, path: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     folder = tmp_path_factory.mktemp("runs")
-    return {key for name in ALGORITHMS for key in keys_of(name, folder / name)}
+    hidden = set(keys_of("a2c", folder / "hidden", "zoo:corridor"))
+    return hidden | {key for name in ALGORITHMS for key in keys_of(name, folder / name)}
 
 
 def test_every_key_of_a_control_run_is_on_the_page(written: set[str]) -> None:

@@ -124,14 +124,14 @@ def test_a_policy_that_never_ends_is_cut_and_says_so() -> None:
     played = play(uneven(3, endless=True), act, 6, seed=1, max_steps=7)
     assert played.num_cut == 6 and len(played.returns) == 6
     assert all(7 <= ret < 70.1 for ret in played.returns)
-    metrics = evaluate.summary(Played([1.0, 2.0, 3.0, 6.0], 1), Seen())
+    metrics = evaluate.summary(Played([1.0, 2.0, 3.0, 6.0], 1), "greedy", Seen())
     assert metrics["greedy/cut"] == 0.25
 
 
 def test_a_summary_has_the_interval_of_the_episodes() -> None:
     interval = mean_interval([1.0, 2.0, 3.0, 6.0])
     seen = Seen()
-    assert evaluate.summary(Played([1.0, 2.0, 3.0, 6.0], 0), seen) == {
+    assert evaluate.summary(Played([1.0, 2.0, 3.0, 6.0], 0), "greedy", seen) == {
         "greedy/return": 3.0,
         "greedy/cut": 0.0,
         "greedy/low": interval.low,
@@ -140,14 +140,17 @@ def test_a_summary_has_the_interval_of_the_episodes() -> None:
     assert (seen.least, seen.most, seen.count) == (1.0, 6.0, 4)
     for few in ([4.0], [500.0, 500.0], [118.7, 460.2], [1.0, 2.0, 3.0]):
         mean = sum(few) / len(few)
-        assert evaluate.summary(Played(few, 0), Seen()) == {"greedy/return": mean, "greedy/cut": 0.0}
+        assert evaluate.summary(Played(few, 0), "greedy", Seen()) == {
+            "greedy/return": mean,
+            "greedy/cut": 0.0,
+        }
 
 
 def test_the_interval_stays_within_the_returns_that_were_seen() -> None:
     returns = [500.0, 500.0, 500.0, 120.0]
-    assert evaluate.summary(Played(returns, 0), Seen())["greedy/high"] > 500
+    assert evaluate.summary(Played(returns, 0), "greedy", Seen())["greedy/high"] > 500
     cart_pole = Seen(8.0, 500.0, 300)
-    assert evaluate.summary(Played(returns, 0), cart_pole)["greedy/high"] == 500
+    assert evaluate.summary(Played(returns, 0), "greedy", cart_pole)["greedy/high"] == 500
 
 
 def test_episodes_that_cannot_be_shared_out_are_refused() -> None:

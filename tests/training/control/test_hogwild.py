@@ -261,7 +261,7 @@ def test_a_batch_begins_with_a_look_at_what_others_have_seen(monkeypatch: pytest
 def test_a_killed_worker_is_named_and_the_checkpoint_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = algorithms.Row(A3C(), hogwild.make, "both", "the steps of A2C, by several workers at once")
+    row = algorithms.Row(A3C(), hogwild.make, "both", True, "the steps of A2C, by several workers at once")
     monkeypatch.setitem(algorithms.ALGORITHMS, "a3c", row)
     of = config(2, num_frames=1_600, log_every=400, checkpoint_every=400, eval_every=0, eval_episodes=4)
     session = prepare(of)

@@ -119,6 +119,21 @@ def test_runs_are_judged_by_what_all_of_them_have() -> None:
     assert possible("held_out/reward") == possible(RETURN) == (-math.inf, math.inf)
 
 
+def test_runs_that_measure_different_policies_are_judged_each_by_its_own() -> None:
+    """One world hides its state, the other does not: neither's number goes by the other's name."""
+    hidden = control(
+        [{"step": 0, "sampled/return": -7.0}, {"step": 1, "num_frames": 5.0, "sampled/return": -6.5}]
+    )
+    seen = control([{"step": 0, "greedy/return": 1.0}])
+    assert judged_by([hidden]) == judged_by([hidden, hidden]) == "sampled/return"
+    assert judged_by([hidden, seen]) == "return"
+    assert outcome(hidden, "return").score == -6.5 and outcome(seen, "return").score == 1.0
+    assert curve(hidden, "steps", "return") == ([0.0, 1.0], [-7.0, -6.5])
+    assert math.isnan(outcome(seen, "sampled/return").score)
+    # A run without a measurement says nothing about which it is.
+    assert judged_by([hidden, control([{"step": 0}])]) == "return"
+
+
 LINES = [
     {"step": 0, "greedy/return": 1.0},
     {"step": 1, "num_frames": 50.0, "step_time": 2.0, "entropy": 0.5},

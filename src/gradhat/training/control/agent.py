@@ -7,11 +7,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gradhat.policies.policy import Actor
 from gradhat.rollouts.vector import Episode
 from gradhat.trajectories import Trajectories
 
-Greedy = Callable[[Tensor], Tensor]
-"""Observations `[N, O]` → the action that the policy holds best for each."""
+Choice = Callable[[Tensor], Tensor]
+"""Observations `[N, O]` → an action for each."""
 
 
 class Agent(Protocol):
@@ -26,8 +27,13 @@ class Agent(Protocol):
         """Go on until so many frames in all were lived and learned from; return the means of the metrics."""
         ...
 
-    def greedy(self) -> Greedy:
-        """Return the present policy without its noise, with its normaliser frozen."""
+    def greedy(self) -> Choice:
+        """Return what takes the action that the present policy holds best, with its normaliser frozen."""
+        ...
+
+    def sampled(self, generator: torch.Generator) -> Choice:
+        """Return what draws its actions as in training, with its normaliser frozen: from the present policy,
+        or from what it explores with where the policy itself leaves nothing to chance."""
         ...
 
     def holds(self) -> str:
@@ -82,6 +88,11 @@ def acted(batch: Trajectories, means: Means) -> bool:
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the same tensors, which later steps do not change."""
     return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def drawing(actor: Actor, generator: torch.Generator) -> Choice:
+    """Return the choice of what acts in training, with its random numbers from `generator`."""
+    return lambda seen: actor.act(seen, generator)[0]
 
 
 def joined(**parts: dict[str, Tensor]) -> dict[str, Tensor]:

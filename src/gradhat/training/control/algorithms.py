@@ -224,24 +224,32 @@ class Row:
     make: Callable[[Config, World], Agent]
     serves: Literal["discrete", "continuous", "both"]
     """Which actions it can choose."""
+    draws: bool
+    """Whether its policy draws actions, and not only what it explores with."""
     what: str
     """One line for people."""
 
 
 ROWS = (
-    Row(settings.Reinforce(), make_reinforce, "both", "one step along ĝ on whole episodes"),
-    Row(settings.A2C(), make_a2c, "both", "one step on each batch, credit by a critic"),
-    Row(hogwild.A3C(), hogwild.make, "both", "the steps of A2C, by several workers at once"),
-    Row(settings.PPO(), make_ppo, "both", "several passes over a batch, held near by a clip"),
-    Row(settings.TRPO(), make_trpo, "both", "one natural step on each batch, within a KL ball"),
-    Row(settings.DQN(), make_dqn, "discrete", "action values from a memory of old steps"),
-    Row(settings.DDPG(), make_ddpg, "continuous", "an actor that climbs its critic"),
-    Row(settings.TD3(), make_td3, "continuous", "DDPG with two critics and a slower actor"),
-    Row(settings.SAC(), make_sac, "continuous", "a random actor that is paid for its entropy"),
-    Row(settings.MonteCarlo(), make_tabular, "discrete", "a table, returns seen to the end"),
-    Row(settings.Sarsa(), make_tabular, "discrete", "a table, the value of the next action taken"),
-    Row(settings.ExpectedSarsa(), make_tabular, "discrete", "a table, the mean value of the next action"),
-    Row(settings.QLearning(), make_tabular, "discrete", "a table, the value of the best next action"),
+    Row(settings.Reinforce(), make_reinforce, "both", True, "one step along ĝ on whole episodes"),
+    Row(settings.A2C(), make_a2c, "both", True, "one step on each batch, credit by a critic"),
+    Row(hogwild.A3C(), hogwild.make, "both", True, "the steps of A2C, by several workers at once"),
+    Row(settings.PPO(), make_ppo, "both", True, "several passes over a batch, held near by a clip"),
+    Row(settings.TRPO(), make_trpo, "both", True, "one natural step on each batch, within a KL ball"),
+    Row(settings.DQN(), make_dqn, "discrete", False, "action values from a memory of old steps"),
+    Row(settings.DDPG(), make_ddpg, "continuous", False, "an actor that climbs its critic"),
+    Row(settings.TD3(), make_td3, "continuous", False, "DDPG with two critics and a slower actor"),
+    Row(settings.SAC(), make_sac, "continuous", True, "a random actor that is paid for its entropy"),
+    Row(settings.MonteCarlo(), make_tabular, "discrete", False, "a table, returns seen to the end"),
+    Row(settings.Sarsa(), make_tabular, "discrete", False, "a table, the value of the next action taken"),
+    Row(
+        settings.ExpectedSarsa(),
+        make_tabular,
+        "discrete",
+        False,
+        "a table, the mean value of the next action",
+    ),
+    Row(settings.QLearning(), make_tabular, "discrete", False, "a table, the value of the best next action"),
 )
 ALGORITHMS = {row.learning.name: row for row in ROWS}
 

@@ -43,8 +43,12 @@ class ControlConfig(Generic[L]):
     --num-frames MORE."""
     log_every: int = 2_000
     """Frames between two lines of metrics."""
+    eval_policy: Literal["auto", "sampled", "greedy"] = "auto"
+    """Which policy is measured. sampled: actions are drawn as in training. greedy: always the action that the
+    policy holds best. auto: sampled where the world hides its state and the policy itself draws, since the
+    best policy there may have to; greedy elsewhere."""
     eval_every: int = 20_000
-    """Frames between two greedy measurements; 0 measures after the last frame only."""
+    """Frames between two measurements; 0 measures after the last frame only."""
     eval_episodes: int = 100
     """Episodes of such a measurement, as many of every environment."""
     eval_max_steps: int = 2_000

@@ -1,6 +1,7 @@
-"""The greedy return: what a control run is judged by."""
+"""The return of a measured policy: what a control run is judged by."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -8,11 +9,14 @@ import torch
 from gradhat.envs.gym import Float32, World
 from gradhat.errors import ConfigError
 from gradhat.intervals import FEWEST, Seen, mean_interval
-from gradhat.training.control.agent import Greedy
+from gradhat.training.control.agent import Choice
+
+Measured = Literal["sampled", "greedy"]
+"""Which policy: the one that draws its actions, or the one that takes the action it holds best."""
 
 
 class Played(NamedTuple):
-    """Episodes of a policy without noise."""
+    """Episodes of a policy that does not learn meanwhile."""
 
     returns: list[float]
     """Undiscounted, in the environment's own unit."""
@@ -21,11 +25,12 @@ class Played(NamedTuple):
 
 
 @torch.no_grad()
-def play(world: World, act: Greedy, num_episodes: int, seed: int, *, max_steps: int) -> Played:
+def play(world: World, act: Choice, num_episodes: int, seed: int, *, max_steps: int) -> Played:
     """Play `num_episodes` episodes, as many in every environment, cut after `max_steps`.
 
     The first episodes to finish would be the short ones, so their mean would not be the policy's: they are
-    played in rounds, one of every environment to its end. A pure function of the seed. The cut is for worlds
+    played in rounds, one of every environment to its end. A pure function of the seed, and of that of `act`
+    where it draws. The cut is for worlds
     without a time limit, where a bad policy never ends. ConfigError when the episodes cannot be shared out
     equally.
     """
@@ -43,7 +48,7 @@ def play(world: World, act: Greedy, num_episodes: int, seed: int, *, max_steps: 
     return Played(returns, num_cut)
 
 
-def _round(world: World, act: Greedy, observations: Float32, max_steps: int) -> Played:
+def _round(world: World, act: Choice, observations: Float32, max_steps: int) -> Played:
     """Play one episode of every environment, from its first observation on."""
     returns = np.zeros(world.num_envs)
     plays = np.ones(world.num_envs, dtype=np.bool_)
@@ -57,15 +62,20 @@ def _round(world: World, act: Greedy, observations: Float32, max_steps: int) -> 
     return Played(returns.tolist(), int(plays.sum()))
 
 
-def summary(played: Played, seen: Seen) -> dict[str, float]:
-    """Return the mean with its 95 % interval, and the share that was cut, as metrics.
+def summary(played: Played, measured: Measured, seen: Seen) -> dict[str, float]:
+    """Return the mean with its 95 % interval, and the share that was cut, as metrics of what was measured.
 
     `seen` sees the returns. The interval stays within all that it has seen, and from fewer than four episodes
     there is none.
     """
     seen.take(played.returns)
     interval = mean_interval(played.returns, *seen.bounds())
-    metrics = {"greedy/return": interval.mean, "greedy/cut": played.num_cut / len(played.returns)}
+    metrics = {"return": interval.mean, "cut": played.num_cut / len(played.returns)}
     if len(played.returns) >= FEWEST:
-        metrics |= {"greedy/low": interval.low, "greedy/high": interval.high}
-    return metrics
+        metrics |= {"low": interval.low, "high": interval.high}
+    return {f"{measured}/{name}": value for name, value in metrics.items()}
+
+
+def found_in(metrics: Mapping[str, float]) -> Measured | None:
+    """Return which policy's return is among `metrics`, or None where there is none."""
+    return next((name for name in get_args(Measured) if f"{name}/return" in metrics), None)

@@ -28,7 +28,7 @@ from gradhat.policies.mlp import ActorCritic, MLPPolicy
 from gradhat.rollouts.normalize import PooledMoments, RunningMoments, pooled
 from gradhat.rollouts.vector import Collector, Episode
 from gradhat.training.control import on_policy, worlds
-from gradhat.training.control.agent import Agent, Greedy, Means, joined, part
+from gradhat.training.control.agent import Agent, Choice, Means, drawing, joined, part
 from gradhat.training.control.config import ControlConfig
 from gradhat.training.control.on_policy import Network, OnPolicyAgent
 from gradhat.training.optim import SmallAdam
@@ -136,9 +136,13 @@ class Hogwild:
         self.num_frames = sum(found.num_frames for found in rounds)
         return means.take()
 
-    def greedy(self) -> Greedy:
+    def greedy(self) -> Choice:
         self.module.load_state_dict(self._weights())
-        return on_policy.greedy(self.policy, self._moments())
+        return on_policy.normalised(self.policy.greedy, self._moments())
+
+    def sampled(self, generator: torch.Generator) -> Choice:
+        self.module.load_state_dict(self._weights())
+        return on_policy.normalised(drawing(self.policy, generator), self._moments())
 
     def holds(self) -> str:
         return ""

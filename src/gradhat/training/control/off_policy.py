@@ -15,7 +15,7 @@ from gradhat.errors import ConfigError
 from gradhat.policies.policy import Actor
 from gradhat.rollouts.replay import Replay
 from gradhat.rollouts.vector import Collector, Episode
-from gradhat.training.control.agent import Greedy, Means, acted, joined, packed, part, unpacked
+from gradhat.training.control.agent import Choice, Means, acted, drawing, joined, packed, part, unpacked
 from gradhat.training.seed import derive
 from gradhat.trajectories import Transitions
 
@@ -45,7 +45,7 @@ class Parts:
     state: Any
     actor: Callable[[int], Actor]
     """Frames so far → who acts next."""
-    greedy: Greedy
+    greedy: Choice
     update: Callable[[Transitions], Update]
     optimizers: tuple[torch.optim.Optimizer, ...]
     lr: float
@@ -126,8 +126,12 @@ class OffPolicyAgent:
             for optimizer in self.parts.optimizers:
                 optimizer.param_groups[0]["lr"] = self.parts.lr + (end - self.parts.lr) * share
 
-    def greedy(self) -> Greedy:
+    def greedy(self) -> Choice:
         return self.parts.greedy
+
+    def sampled(self, generator: torch.Generator) -> Choice:
+        # Before it learns it may act by another rule, which is not its policy.
+        return drawing(self.parts.actor(max(self.num_frames, self.memory.first_frames)), generator)
 
     def holds(self) -> str:
         return f"memory {self.replay.capacity:,} steps, {self.replay.num_bytes / 2**20:,.0f} MiB"

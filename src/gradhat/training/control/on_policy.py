@@ -10,7 +10,7 @@ from gradhat.envs.gym import World
 from gradhat.policies.mlp import ActorCritic, MLPPolicy
 from gradhat.rollouts.normalize import RunningMoments, normalise
 from gradhat.rollouts.vector import Collector, Episode
-from gradhat.training.control.agent import Greedy, Means, acted, copies, joined, part
+from gradhat.training.control.agent import Choice, Means, acted, copies, drawing, joined, part
 from gradhat.training.optim import SmallAdam
 from gradhat.training.seed import derive
 from gradhat.trajectories import Trajectories
@@ -92,8 +92,11 @@ class OnPolicyAgent:
             self.version += 1
         return means.take() | last
 
-    def greedy(self) -> Greedy:
-        return greedy(self.policy, self.collector.moments)
+    def greedy(self) -> Choice:
+        return normalised(self.policy.greedy, self.collector.moments)
+
+    def sampled(self, generator: torch.Generator) -> Choice:
+        return normalised(drawing(self.policy, generator), self.collector.moments)
 
     def holds(self) -> str:
         return ""
@@ -134,12 +137,12 @@ def actor_critic(world: World, network: Network, *, critic: bool, seed: int) -> 
     )
 
 
-def greedy(policy: MLPPolicy, moments: RunningMoments | None) -> Greedy:
-    """Return the policy without its noise, with its normaliser as it is now."""
+def normalised(choose: Choice, moments: RunningMoments | None) -> Choice:
+    """Return a choice that sees observations through a normaliser, as it is now."""
     if moments is None:
-        return policy.greedy
+        return choose
     frozen = moments.frozen()
-    return lambda seen: policy.greedy(torch.from_numpy(normalise(seen.numpy(), frozen)))
+    return lambda seen: choose(torch.from_numpy(normalise(seen.numpy(), frozen)))
 
 
 def steps(num_steps: int) -> Gather:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 from gradhat.intervals import Interval, number, written
+from gradhat.training.control.evaluate import found_in
 from gradhat.training.log import duration
 
 SHOWN = (("q_error/max", "q_error", ".3g"), ("epsilon", "epsilon", ".3f"), ("entropy", "entropy", "z.3f"))
@@ -18,13 +19,13 @@ def progress_line(
     `scale` is the greatest size of a return so far: it chooses the digits.
     """
     parts = [f"frames {metrics.get('num_frames', 0):,.0f}"]
-    if "greedy/return" in metrics:
-        parts.append(f"greedy {returned(metrics, eval_episodes, scale)}")
+    if measured := found_in(metrics):
+        parts.append(f"{measured} {returned(metrics, eval_episodes, scale)}")
     if "episode/return" in metrics:
         count = int(metrics["num_episodes"])
         parts.append(f"training {written(_ends(metrics, 'episode'), count, scale)}")
-    if metrics.get("greedy/cut"):
-        parts.append(f"cut {metrics['greedy/cut']:.0%}")
+    if share := metrics.get(f"{measured}/cut"):
+        parts.append(f"cut {share:.0%}")
     parts += [f"{name} {metrics[key]:{form}}" for key, name, form in SHOWN if key in metrics]
     if "frames_per_second" in metrics:
         parts.append(f"frames/s {metrics['frames_per_second']:,.0f}")
@@ -34,9 +35,10 @@ def progress_line(
 
 
 def returned(metrics: Mapping[str, float], eval_episodes: int, scale: float) -> str:
-    """Return the greedy return as people read it, beside the optimum where it is known."""
-    found = written(_ends(metrics, "greedy"), eval_episodes, scale)
-    best = metrics.get("greedy/optimal")
+    """Return the measured return as people read it, beside the optimum where it is known."""
+    measured = found_in(metrics)
+    found = written(_ends(metrics, str(measured)), eval_episodes, scale)
+    best = metrics.get(f"{measured}/optimal")
     return found if best is None else f"{found}, optimal {number(best, scale)}"
 
 

@@ -19,9 +19,10 @@ from gradhat.rollouts.vector import Episode
 from gradhat.training import checkpoint
 from gradhat.training.checkpoint import Checkpoint
 from gradhat.training.control import evaluate, worlds
-from gradhat.training.control.agent import Agent
+from gradhat.training.control.agent import Agent, Choice
 from gradhat.training.control.algorithms import ALGORITHMS, check_actions, read
 from gradhat.training.control.config import ControlConfig, check
+from gradhat.training.control.evaluate import Measured
 from gradhat.training.control.progress import progress_line, returned
 from gradhat.training.log import Log
 from gradhat.training.memory import keep_freed_memory
@@ -30,7 +31,7 @@ from gradhat.training.seed import derive
 
 STATE = "state.safetensors"
 MOST_ENVS = 100
-"""Most environments of a greedy measurement."""
+"""Most environments of a measurement."""
 
 
 class Session:
@@ -40,6 +41,8 @@ class Session:
 
     def __init__(self, config: ControlConfig[Any], world: World, agent: Agent, judge: World) -> None:
         self.config, self.world, self.agent, self.judge = config, world, agent, judge
+        self.measured: Measured = measured(config, world)
+        """Which policy is measured."""
         self.step = 0
         self.seen = Seen()
         """The returns so far, in training and in measurements."""
@@ -61,11 +64,15 @@ class Session:
         """Return what is learned, and how."""
         config, actions = self.config, self.world.actions
         kind = f"{actions.size} actions" if actions.discrete else f"{actions.size} continuous actions"
-        holds = self.agent.holds()
-        return (
-            f"env    {config.env}: {self.world.num_inputs} numbers seen, {kind}; {config.num_envs} at once\n"
-            f"agent  {config.algorithm}: {ALGORITHMS[config.algorithm].what}"
-        ) + (f"\n{holds}" if holds else "")
+        lines = [
+            f"env    {config.env}: {self.world.num_inputs} numbers seen, {kind}; {config.num_envs} at once",
+            f"agent  {config.algorithm}: {ALGORITHMS[config.algorithm].what}",
+            self.agent.holds(),
+            "judged by its sampled policy, with actions drawn as in training"
+            if self.measured == "sampled"
+            else "",
+        ]
+        return "\n".join(line for line in lines if line)
 
     def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> str:
         """Return the line of progress."""
@@ -136,10 +143,10 @@ class Session:
 
     def finish(self, run: RunFolder) -> tuple[dict[str, Any], str]:
         """Return the summary and the closing lines."""
-        last = next(line for line in reversed(run.read_metrics()) if "greedy/return" in line)
-        after = {key: value for key, value in last.items() if key.startswith("greedy/")}
+        last = next(line for line in reversed(run.read_metrics()) if f"{self.measured}/return" in line)
+        after = {key: value for key, value in last.items() if key.startswith(f"{self.measured}/")}
         closing = (
-            f"done. {self.config.eval_episodes} greedy episodes: return "
+            f"done. {self.config.eval_episodes} {self.measured} episodes: return "
             f"{returned(after, self.config.eval_episodes, self.seen.scale())}\n"
             f"watch it: gradhat watch {run.path}"
         )
@@ -160,14 +167,21 @@ class Session:
         )
 
     def play(self, seed: int) -> evaluate.Played:
-        """Play the episodes of a greedy measurement with the present policy."""
+        """Play the episodes of a measurement with the present policy."""
         config = self.config
         return evaluate.play(
-            self.judge, self.agent.greedy(), config.eval_episodes, seed, max_steps=config.eval_max_steps
+            self.judge, self.policy(seed), config.eval_episodes, seed, max_steps=config.eval_max_steps
         )
 
+    def policy(self, seed: int) -> Choice:
+        """Return the present policy as it is measured. Where it draws, it does so from `seed`."""
+        if self.measured == "greedy":
+            return self.agent.greedy()
+        return self.agent.sampled(torch.Generator().manual_seed(derive(seed, "actions")))
+
     def _measure(self) -> dict[str, float]:
-        return evaluate.summary(self.play(derive(self.config.seed, "greedy", self.step)), self.seen)
+        played = self.play(derive(self.config.seed, "greedy", self.step))
+        return evaluate.summary(played, self.measured, self.seen)
 
 
 @contextmanager
@@ -209,8 +223,20 @@ def prepare(config: ControlConfig[Any]) -> Session:
         raise
 
 
+def measured(config: ControlConfig[Any], world: World) -> Measured:
+    """Return which policy a run is judged by.
+
+    Where states look alike the best policy may have to draw its actions, and its best single action be worth
+    the least. A policy that leaves nothing to chance but while it explores is what it is.
+    """
+    if config.eval_policy != "auto":
+        return config.eval_policy
+    draws = ALGORITHMS[config.algorithm].draws
+    return "sampled" if draws and world.partially_observed else "greedy"
+
+
 def judge(config: ControlConfig[Any]) -> World:
-    """Return the environments of greedy measurements: each plays as many of the episodes."""
+    """Return the environments of measurements: each plays as many of the episodes."""
     most = min(MOST_ENVS, config.eval_episodes)
     num_envs = next(n for n in range(most, 0, -1) if config.eval_episodes % n == 0)
     return worlds.make(replace(config, vectorization="auto"), num_envs)

@@ -14,7 +14,7 @@ from gradhat.exact.mdp import TabularMDP
 from gradhat.policies.action_values import EpsilonGreedyTable
 from gradhat.policies.policy import Actor
 from gradhat.rollouts.vector import Collector, Episode
-from gradhat.training.control.agent import Greedy, Means, acted, joined, part
+from gradhat.training.control.agent import Choice, Means, acted, drawing, joined, part
 from gradhat.training.seed import derive
 from gradhat.trajectories import Trajectories
 
@@ -59,7 +59,10 @@ class TabularAgent:
             means.add(tabular_control.update(self.table, _numbers(lived), self.rule, self.settings))
         return means.take() | tabular_errors.errors(self.truth, self.table.q)
 
-    def greedy(self) -> Greedy:
+    def sampled(self, generator: torch.Generator) -> Choice:
+        return drawing(Numbered(tabular_control.actor(self.table, self.settings)), generator)
+
+    def greedy(self) -> Choice:
         return lambda seen: self.table.q[seen.argmax(-1)].argmax(-1)
 
     def holds(self) -> str:

@@ -37,7 +37,7 @@ class Kind(NamedTuple):
 
 CONTROL = Kind(
     "control",
-    ("greedy/return",),
+    ("sampled/return", "greedy/return"),
     "episode/return",
     "frames_per_second",
     "frames",
@@ -116,10 +116,24 @@ def find(path: Path) -> list[Path]:
 def judged_by(runs: Sequence[Run]) -> str:
     """Return the metric that runs of one kind are judged by: the first of their kind's that the last
     measurement of every one of them has. An expected return is always there, an accuracy is not.
+
+    Where some runs measure one policy and some another, such as greedy/return and sampled/return, it is what
+    these have in common: "return" is that of each run's own policy.
     """
     scores = runs[0].kind.scores
     last = [_last_measured(run) for run in runs]
-    return next((score for score in scores if all(line.get(score) is not None for line in last)), scores[-1])
+    for score in scores:
+        if all(line.get(score) is not None for line in last):
+            return score
+    own = {next((score for score in scores if score in line), scores[-1]) for line in last}
+    names = {score.rpartition("/")[2] for score in own}
+    return names.pop() if len(names) == 1 and len(own) > 1 else scores[-1]
+
+
+def value(line: Mapping[str, Any], metric: str, kind: Kind) -> Any:
+    """Return what a line of a run says of `metric`, which may be a name that scores of its kind share."""
+    named = [metric, *(score for score in kind.scores if score.endswith(f"/{metric}"))]
+    return next((line[name] for name in named if name in line), None)
 
 
 def possible(metric: str) -> tuple[float, float]:
@@ -137,7 +151,7 @@ def outcome(run: Run, score: str) -> Outcome:
     """Return the final numbers of a run, which is judged by `score`. They come from its metrics, so that a
     table and a plot say the same.
     """
-    found = _last_measured(run).get(score)
+    found = value(_last_measured(run), score, run.kind)
     steps = [line for line in run.lines if line["step"] > 0]
     last = [line for line in steps if line["step"] > (1 - LAST) * steps[-1]["step"]]
     # A line holds the mean over the episodes that ended in it.
@@ -166,15 +180,15 @@ def curve(run: Run, x: Axis, y: str) -> tuple[list[float], list[float]]:
         seconds += line.get("step_time") or 0.0
         start = 0.0 if line["step"] == 0 else None
         place = {"frames": line.get("num_frames", start), "steps": float(line["step"]), "time": seconds}[x]
-        value = line.get(y)
-        if place is None or not isinstance(value, int | float):
+        found = value(line, y, run.kind)
+        if place is None or not isinstance(found, int | float):
             continue
         if xs and xs[-1] == place:
             # What is measured after the last step takes the place of what was measured in it.
-            ys[-1] = float(value)
+            ys[-1] = float(found)
         else:
             xs.append(place)
-            ys.append(float(value))
+            ys.append(float(found))
     return xs, ys
 
 
