@@ -100,7 +100,7 @@ class TabularVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_action_space = Discrete(mdp.num_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.metadata = {**type(self).metadata, "partially_observed": _hides(mdp)}
+        self.metadata = {**type(self).metadata, "partially_observed": not mdp.fully_observed}
         self._num_actions = mdp.num_actions
         self._world = _tables(mdp)
         self._states: Ints | None = None
@@ -183,12 +183,6 @@ class _Tables(NamedTuple):
     """The policy's own action counts here: not where the world moves by itself, not in a terminal state."""
     horizon: int | None
     time_limit: int | None
-
-
-def _hides(mdp: TabularMDP) -> bool:
-    """Return whether two states in which the policy acts look alike."""
-    shown = mdp.observation[mdp.own & ~mdp.terminal]
-    return len(shown.unique()) < len(shown)
 
 
 def _tables(mdp: TabularMDP) -> _Tables:

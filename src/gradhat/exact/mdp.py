@@ -64,8 +64,9 @@ class TabularMDP:
 
     @property
     def fully_observed(self) -> bool:
-        """Whether every state shows an observation of its own."""
-        return len(self.observation.unique()) == self.num_states
+        """Whether every state in which the policy acts shows an observation of its own."""
+        shown = self.observation[self.own & ~self.terminal]
+        return len(shown.unique()) == len(shown)
 
     @property
     def num_states(self) -> int:

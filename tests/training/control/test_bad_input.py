@@ -226,7 +226,7 @@ def test_a_world_that_breaks_in_the_middle_can_be_repaired(
     code, error = asked(capsys, *argv, str(run))
     assert code == 1 and error.startswith("TaskError: ") and error.endswith("Repair the environment.\n")
     assert "Breaking-v0, environment 1, " in error and FAULTS[what] in error, error
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_000002"]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_000002", "step_000003"]
     assert not (run / "summary.json").exists()
     Shop.fault = None
     assert main(["train", "--resume", str(run)]) == 0
