@@ -26,6 +26,10 @@ class Pieces:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.pieces[i] for i in ids)
 
+    def whole_token(self, text: str) -> int | None:
+        """A token that is special: it shows as nothing, and has a name."""
+        return {"<special>": 7}.get(text)
+
 
 def network(dtype: torch.dtype = torch.float64, sharpness: float = 1.0, room: int = ROOM) -> Transformer:
     """A random network; `sharpness` scales its logits. Norms are random: at 1 they hide errors."""

@@ -1,8 +1,11 @@
 """The engine against one full forward for every token: what it samples, what it records, when it stops."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from gradhat.algorithms.ascend import Step, ascend
 from gradhat.errors import ConfigError, ModelError
+from gradhat.policies.language.cache import GROWTH, KVCache
 from gradhat.policies.language.chat import Chat
 from gradhat.policies.language.policy import LanguagePolicy
 from gradhat.policies.language.transformer import Transformer
@@ -226,6 +230,45 @@ def test_a_finished_sequence_frees_its_slot_at_once(num_slots: int) -> None:
     assert sizes == expected
 
 
+SLOT = 2 * 2 * 2 * 6 * (8 + 15) * 8
+"""Bytes of a slot for a prompt of 8 tokens and 15 more: keys and values, layers, heads, size, float64."""
+
+
+@pytest.mark.parametrize(
+    ("free", "slots"), [(2 * 3 * SLOT, 3), (2 * 3 * SLOT - 1, 2), (SLOT, 1), (10**12, 64)]
+)
+def test_as_many_slots_as_half_of_the_memory_holds_and_the_same_samples(
+    free: int, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked, limits = network(), prompts(6), Limits(15, seed=3)
+    assert max(map(len, asked)) == 8
+    wanted = engine(model, num_slots=slots).sample(asked, 4, limits)
+    sizes = forward_sizes(model)
+    engine(model, num_slots=slots).sample(asked, 4, limits)
+    with_slots = sizes.copy()
+    sizes.clear()
+    monkeypatch.setattr("gradhat.rollouts.engine.available", lambda: free)
+    assert engine(model).sample(asked, 4, limits) == wanted
+    assert sizes == with_slots
+
+
+def test_a_sequence_that_no_memory_holds_is_a_model_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradhat.rollouts.engine.available", lambda: SLOT - 1)
+    with pytest.raises(ModelError, match=r"GiB are free\. Lower max_new_tokens"):
+        engine(network()).sample(prompts(6), 1, Limits(15))
+
+
+def test_memory_is_taken_as_sequences_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 slots for 4,000 tokens are asked for, and every completion ends after a few."""
+    model, rooms = network(room=4096), list[int]()
+    step = KVCache.step
+    monkeypatch.setattr(
+        KVCache, "step", lambda cache, *args: (step(cache, *args), rooms.append(cache.layers[0].shape[3]))[0]
+    )
+    engine(model, stop_ids=range(0, VOCAB, 2)).sample(prompts(6), 20, Limits(4000))
+    assert max(rooms) < 8 + 2 * GROWTH
+
+
 # When it stops
 
 
@@ -277,6 +320,42 @@ def test_a_stop_string_cuts_the_text_and_keeps_the_tokens() -> None:
     assert across > 3 and inside > 3
 
 
+@pytest.mark.parametrize("shown", [True, False], ids=["shown", "hidden"])
+def test_a_stop_string_that_is_a_special_token_ends_with_that_token(tiny_model: Path, shown: bool) -> None:
+    """Whether or not the text of a completion shows it."""
+    chat = Chat.read(tiny_model)
+    special = chat.whole_token("<|im_start|>")
+    assert special is not None and special in chat.hidden_ids
+    if shown:
+        chat = replace(chat, hidden_ids=chat.hidden_ids - {special})
+    ids = [chat.tokenizer.encode(letter, add_special_tokens=False).ids[0] for letter in "abcd"]
+    model = network()
+    sampled = [*ids[:2], special, *ids[2:]]
+    held = Engine(model, chat)
+    for strings, wanted in (
+        (("<|im_start|>",), (sampled[:3], "string", "ab")),
+        (("zz", "<|im_start|>"), (sampled[:3], "string", "ab")),
+        (("c",), (sampled[:4], "string", "ab<|im_start|>" if shown else "ab")),
+        (("d", "b"), (sampled[:2], "string", "a")),
+        (("<|im_end|>",), (sampled, "length", "ab<|im_start|>cd" if shown else "abcd")),
+    ):
+        with forced(sampled):
+            ((found,),) = held.sample([[1]], 1, Limits(len(sampled), stop_strings=strings))
+        assert (list(found.tokens), found.stop, found.text) == wanted
+
+
+@contextmanager
+def forced(tokens: Sequence[int]) -> Iterator[None]:
+    """Let the engine draw these tokens."""
+    left = iter(tokens)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "gradhat.rollouts.engine.draw",
+            lambda logits, *_, **__: Draw(torch.tensor([next(left)] * len(logits)), torch.zeros(len(logits))),
+        )
+        yield
+
+
 # What it refuses
 
 
@@ -291,6 +370,12 @@ def test_a_prompt_longer_than_the_context_is_a_model_error() -> None:
 def test_an_empty_prompt_is_a_model_error() -> None:
     with pytest.raises(ModelError, match="empty prompt"):
         engine(network()).sample([[1], []], 1, Limits(5))
+
+
+@pytest.mark.parametrize("token", [-1, VOCAB, 10**6])
+def test_a_token_that_the_model_does_not_know_is_a_model_error(token: int) -> None:
+    with pytest.raises(ModelError, match=rf"token {token} .*0 to {VOCAB - 1}.*tokenizer that belongs"):
+        engine(network()).sample([[1], [1, token]], 1, Limits(5))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

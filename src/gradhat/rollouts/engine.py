@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from gradhat.errors import ConfigError, ModelError
-from gradhat.policies.language.cache import KVCache, Trunk, read
+from gradhat.policies.language.cache import KVCache, Trunk, bytes_of_slot, read
 from gradhat.policies.language.chat import Chat
 from gradhat.policies.language.transformer import Transformer
+from gradhat.rollouts.memory import available
 from gradhat.rollouts.sampling import draw, greedy
 
 Stop = Literal["end", "string", "length"]
@@ -41,7 +42,8 @@ class Limits:
     top_p: float = 1.0
     min_p: float = 0.0
     stop_strings: tuple[str, ...] = ()
-    """A completion ends with the token that completes one of these: its text is cut, its tokens stay."""
+    """A completion ends with the token that completes one of these: its text is cut, its tokens stay. One
+    may be a special token."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ class Completion(NamedTuple):
     stop: Stop
     """"end": a stop token; "string": a stop string; "length": the limit."""
     text: str
-    """Without the stop token, and cut before the stop string."""
+    """What it says: without control tokens, and cut before the stop string."""
 
 
 class Sampler(Protocol):
@@ -123,6 +125,13 @@ class Engine:
             raise ModelError(
                 "An empty prompt was asked for: the first token needs a state. Give at least one token."
             )
+        num_tokens = self.model.config.vocab_size
+        strange = next((t for prompt in prompts for t in prompt if not 0 <= t < num_tokens), None)
+        if strange is not None:
+            raise ModelError(
+                f"A prompt with the token {strange} was asked for, but the model knows the tokens 0 to "
+                f"{num_tokens - 1}. Use the tokenizer that belongs to the model."
+            )
         batch = _Batch(self.model, self.chat, [list(p) for p in prompts], n, limits, self.num_slots)
         while batch.step():
             pass
@@ -137,12 +146,14 @@ class _Batch:
     ) -> None:
         self.model, self.chat, self.prompts, self.limits = model, chat, prompts, limits
         self.waiting = deque(_requests(prompts, n, limits))
+        self.ending = _Ending(chat, limits.stop_strings)
         self.active: list[_Request] = []
         self.finished: dict[tuple[int, int], Completion] = {}
         self.trunks: dict[int, Trunk] = {}
-        self.slots = min(num_slots, len(self.waiting))
         length = max(map(len, prompts), default=0) + limits.max_new_tokens
         like = model.embed.weight
+        need = bytes_of_slot(model.config, length, like.dtype)
+        self.slots = min(num_slots, len(self.waiting), _affordable(need))
         self.cache = KVCache(model.config, self.slots, length, like)
         self.hidden = like.new_zeros(0, model.config.hidden_size)
         """`[B, hidden_size]`: the state from which each active slot's next token is drawn."""
@@ -221,14 +232,52 @@ class _Batch:
         tokens, logp = tuple(request.tokens), tuple(request.logp)
         if tokens[-1] in self.chat.stop_ids:
             return Completion(tokens, logp, "end", self.chat.decode(request.tokens[:-1]))
-        if self.limits.stop_strings:
-            text = self.chat.decode(request.tokens)
-            cuts = [text.index(s) for s in self.limits.stop_strings if s in text]
-            if cuts:
-                return Completion(tokens, logp, "string", text[: min(cuts)])
+        text = self.ending.text(request.tokens)
+        if text is not None:
+            return Completion(tokens, logp, "string", text)
         if len(tokens) == self.limits.max_new_tokens:
             return Completion(tokens, logp, "length", self.chat.decode(request.tokens))
         return None
+
+
+class _Ending:
+    """The stop strings of one call: texts, and special tokens by their ids."""
+
+    def __init__(self, chat: Chat, strings: tuple[str, ...]) -> None:
+        self.chat, self.strings = chat, strings
+        self.tokens = {chat.whole_token(s) for s in strings} - {None}
+        # A string spans at most as many tokens as it has bytes; some more for those that show as nothing.
+        self.reach = max((len(s.encode()) for s in strings), default=0) + 8
+
+    def text(self, tokens: list[int]) -> str | None:
+        """Return the text before a stop string that the last token completes; None where it completes
+        none."""
+        if tokens[-1] in self.tokens:
+            return self.chat.decode(tokens[:-1])
+        if not self.strings or not self._in(self.chat.decode(tokens[-self.reach :])):
+            return None
+        text = self.chat.decode(tokens)
+        places = self._in(text)
+        return text[: min(places)] if places else None
+
+    def _in(self, text: str) -> list[int]:
+        """Where each string that is in `text` begins."""
+        return [text.index(s) for s in self.strings if s in text]
+
+
+def _affordable(need: int) -> int:
+    """Return how many slots of `need` bytes half of the free memory holds; at least one, where it fits at
+    all.
+
+    Fewer slots give the same samples, later. ModelError where not one fits.
+    """
+    free = available()
+    if need > free:
+        raise ModelError(
+            f"A sequence of the length that was asked for takes {need / 2**30:.1f} GiB of memory, and "
+            f"{free / 2**30:.1f} GiB are free. Lower max_new_tokens, or use a smaller model."
+        )
+    return max(1, free // 2 // need)
 
 
 def _requests(prompts: list[list[int]], n: int, limits: Limits) -> list[_Request]:

@@ -14,8 +14,8 @@ from gradhat.envs.text import reasoning_gym
 from gradhat.envs.text.load import load_task
 from gradhat.envs.text.reasoning_gym import EMPTY, INSTRUCTION, ReasoningGym
 from gradhat.envs.text.task import Checked, Question, check, draw, held_out, judge
-from gradhat.envs.text.worker import WorkerLost
 from gradhat.errors import TaskError
+from gradhat.worker import WorkerLost
 
 WORKER = Path(reasoning_gym.__file__).with_name("reasoning_gym_worker.py")
 EXECUTING = {

@@ -36,9 +36,9 @@ from gradhat.envs.text.verify import (
     tidy,
     verdict,
 )
-from gradhat.envs.text.worker import Worker, WorkerLost
 from gradhat.errors import TaskError
 from gradhat.trajectories import Verdict
+from gradhat.worker import Worker, WorkerLost
 
 INSTRUCTION = "Put the final answer inside <answer></answer>."
 EMPTY = '""'

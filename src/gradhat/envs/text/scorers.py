@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gradhat.envs.text.verify import is_number, numbers, same_number, shorten, tidy, verdict
-from gradhat.envs.text.worker import Worker, WorkerLost
 from gradhat.errors import TaskError
 from gradhat.trajectories import Verdict
+from gradhat.worker import Worker, WorkerLost
 
 Scorer = Callable[[str, str], Verdict]
 """(completion, right answer) → verdict."""

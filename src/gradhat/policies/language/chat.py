@@ -1,19 +1,25 @@
 """Messages to token ids by the model's own chat template, and ids back to text."""
 
-from dataclasses import dataclass
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradhat.errors import ModelError
-from gradhat.policies.language.config import Json, read_json
+from gradhat.policies.language import template as templates
+from gradhat.policies.language import tokenizer as tokenizers
+from gradhat.policies.language.config import read_json
+from gradhat.policies.language.template import Message, render
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Message = dict[str, str]
-"""`{"role": "system" | "user" | "assistant", "content": text}`."""
-
 MARK = "gradhat-answer"
+ANSWER, TOKEN, END = "\ue001", "\ue002", "\ue003"
+"""Signs without a meaning of their own, around what stands for an answer or a token."""
 
 
 @dataclass(frozen=True)
@@ -28,127 +34,146 @@ class Chat:
     special_tokens: dict[str, str]
     stop_ids: frozenset[int]
     """End the model's turn: what the configs declare, and what the template writes after an answer."""
+    template_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Switches of the template, such as `enable_thinking`."""
+    hidden_ids: frozenset[int] = frozenset()
+    """Control tokens: not part of what a completion says."""
 
     @classmethod
-    def read(cls, folder: Path) -> "Chat":
-        """Return the chat of a Hugging Face `folder`.
+    def read(cls, folder: Path, template_args: Sequence[str] = ()) -> "Chat":
+        """Return the chat of a Hugging Face `folder`, its template switched by NAME=VALUE texts.
 
-        Raises ModelError when it has no tokenizer or no chat template, or one of them is damaged.
+        Raises ModelError when it has no tokenizer or no chat template, when one of them is damaged, or the
+        template leaves out what is said.
         """
-        tokenizer = read_tokenizer(folder)
-        file = folder / "tokenizer_config.json"
-        config = read_json(file) if file.is_file() else {}
-        template, special = read_template(folder, config), special_tokens(config)
-        stops = declared_ends(folder, special, tokenizer) | end_of_turn(tokenizer, template, special)
-        return cls(tokenizer, template, special, frozenset(stops))
+        tokenizer, template, special = tokenizers.read(folder)
+        if not template:
+            raise ModelError(
+                f"The tokenizer in {folder} has no chat template, so messages cannot be turned into tokens. "
+                "Use the instruction-tuned version of the model, or put a chat_template.jinja into the "
+                "folder."
+            )
+        switches = templates.arguments(template_args)
+        variables = special | switches
+        before, after = answered(template, variables)
+        templates.check(template, variables, folder)
+        stops = declared_ends(folder, special, tokenizer) | set(special_ids(tokenizer, after)[:1])
+        named = [tokenizer.token_to_id(token) for token in special.values()]
+        hidden = stops | {i for i in named if i is not None} | set(special_ids(tokenizer, before + after))
+        return cls(tokenizer, template, special, frozenset(stops), switches, frozenset(hidden))
 
-    def encode(self, messages: list[Message]) -> list[int]:
+    def encode(self, messages: Sequence[Message], answers: Sequence[Sequence[int]] = ()) -> list[int]:
         """Return the ids of a conversation, up to where the model's answer starts.
 
-        Raises ModelError when the template refuses the conversation.
+        They are those of `transformers.AutoTokenizer`, where no message spells a control token: that is
+        ordinary text here, and no control. `answers` are the ids of the assistant's turns, in order: they
+        stay what was sampled, without the stop token. Raises ModelError when the template refuses the
+        conversation.
         """
-        text = render(self.template, self.special_tokens, messages, add_generation_prompt=True)
-        # The template writes the special tokens itself: none is added on top.
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: list[int], *, special: bool = False) -> str:
-        """Return the text of `ids`, with the special tokens or (default) without."""
-        return self.tokenizer.decode(ids, skip_special_tokens=not special)
-
-
-def read_tokenizer(folder: Path) -> "Tokenizer":
-    """Return the tokenizer in `folder`: `tokenizer.json`, else what transformers makes of older files."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        return convert_tokenizer(folder)
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(file))
-    # The library raises plain Exception for a file that it cannot read.
-    except Exception as error:
-        raise ModelError(
-            f"Reading {file} failed: {error}. It is damaged. Copy or download the model again."
-        ) from error
-
-
-def convert_tokenizer(folder: Path) -> "Tokenizer":
-    """Return the tokenizer that transformers makes of `vocab.json`, `merges.txt` or `tokenizer.model`."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder).backend_tokenizer
-    # transformers reports missing and unusable files through many types, ImportError among them.
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"{folder} has no tokenizer.json, and transformers finds no other tokenizer there: {reason} "
-            "Copy the tokenizer files of the model into the folder."
-        ) from error
-
-
-def read_template(folder: Path, config: Json) -> str:
-    """Return the chat template: `chat_template.jinja`, else the entry of `tokenizer_config.json`."""
-    file = folder / "chat_template.jinja"
-    template = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    if not template:
-        raise ModelError(
-            f"The tokenizer in {folder} has no chat template, so messages cannot be turned into tokens. "
-            "Use the instruction-tuned version of the model, or put a chat_template.jinja into the folder."
+        said = [self._safe(message) for message in messages]
+        of_answers = [turn for turn in said if turn["role"] == "assistant"] if answers else []
+        for turn, place in zip(of_answers, range(len(answers)), strict=True):
+            turn["content"] = self._place(ANSWER, place)
+        text = render(
+            self.template,
+            self.special_tokens | dict(self.template_args),
+            said,
+            add_generation_prompt=True,
         )
-    return template
+        ids: list[int] = []
+        pieces = re.split(self._place(ANSWER, r"(\d+)"), text)
+        for at, piece in enumerate(pieces):
+            ids += self._sampled(answers[int(piece)]) if at % 2 else self._ids(piece)
+        return ids
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of `ids`, with the control tokens or (default) without."""
+        shown = [i for i in ids if special or i not in self.hidden_ids]
+        return self.tokenizer.decode(shown, skip_special_tokens=False)
+
+    def whole_token(self, text: str) -> int | None:
+        """Return the id of the token that is matched whole and spelt `text`; None where there is none."""
+        return tokenizers.added(self.tokenizer).get(text)
+
+    @cached_property
+    def _control(self) -> tuple[str, ...]:
+        """How the tokens are spelt that a template writes and nobody else may."""
+        special = tokenizers.special(self.tokenizer)
+        written = [t for t in tokenizers.added(self.tokenizer) if t.strip() and t in self.template]
+        return tuple(dict.fromkeys([*special, *written]))
+
+    @cached_property
+    def _spelling(self) -> tokenizers.SecretSpelling:
+        return tokenizers.secret_spelling(self.tokenizer, frozenset(self._control))
+
+    @cached_property
+    def _nonce(self) -> str:
+        # Digits and private signs only: no filter of a template changes them.
+        return f"{secrets.randbits(64)}"
+
+    def _place(self, kind: str, number: object) -> str:
+        """Return what stands for an answer or a token in a text while the template has it."""
+        return f"{kind}{self._nonce}-{number}{END}"
+
+    def _safe(self, message: Message) -> Message:
+        """Return `message` with stand-ins for what spells a control token."""
+        content = message["content"]
+        try:
+            content.encode()
+        except UnicodeEncodeError as error:
+            raise ModelError(
+                f"A message holds half of a surrogate pair, which no tokenizer knows: {error}. Clean the "
+                f"text."
+            ) from error
+        places = {token: self._place(TOKEN, place) for place, token in enumerate(self._control)}
+        safe = tokenizers.anyof(places).sub(lambda found: places[found[0]], content)
+        return {**message, "content": safe}
+
+    def _ids(self, text: str) -> list[int]:
+        """Tokenise a piece of what the template wrote. It writes the special tokens itself: none is added."""
+        place = re.compile(self._place(TOKEN, r"(\d+)"))
+        if place.search(text) is None:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        spelling = self._spelling
+        secret = tokenizers.anyof(self._control).sub(lambda found: found[0] + spelling.mark, text)
+        plain = place.sub(lambda found: self._control[int(found[1])], secret)
+        return spelling.tokenizer.encode(plain, add_special_tokens=False).ids
+
+    def _sampled(self, ids: Sequence[int]) -> list[int]:
+        """Return an answer without the stop token: the template writes its own."""
+        return list(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
 
 
-def special_tokens(config: Json) -> dict[str, str]:
-    """Return the named special tokens that a template may write, such as `bos_token`."""
-    found: dict[str, str] = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        token = config.get(name)
-        if token is not None:
-            found[name] = token["content"] if isinstance(token, dict) else token
-    return found
-
-
-def declared_ends(folder: Path, special: dict[str, str], tokenizer: "Tokenizer") -> set[int]:
+def declared_ends(folder: Path, special: Mapping[str, str], tokenizer: "Tokenizer") -> set[int]:
     """Return the end tokens that generation_config.json, config.json and the tokenizer declare."""
     ends: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
             token = read_json(folder / name).get("eos_token_id")
-            ends.update(token if isinstance(token, list) else [] if token is None else [token])
+            tokens = token if isinstance(token, list) else [] if token is None else [token]
+            if not all(type(t) is int and t >= 0 for t in tokens):
+                raise ModelError(
+                    f"{folder / name}: eos_token_id is needed as a token id or a list of them, found "
+                    f"{token!r}. "
+                    f"Correct {name}."
+                )
+            ends.update(tokens)
     eos = tokenizer.token_to_id(special.get("eos_token", ""))
     return ends if eos is None else ends | {eos}
 
 
-def end_of_turn(tokenizer: "Tokenizer", template: str, special: dict[str, str]) -> set[int]:
-    """Return the first special token that `template` writes after an answer; the empty set if there is none.
-
-    Some models declare only the end of a document, which they never sample in a conversation.
-    """
+def answered(template: str, variables: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what `template` writes before and after an answer; nothing behind where it rewrites answers."""
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
-    after = render(template, special, messages).partition(MARK)[2]
-    known = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    ids = [index for index in tokenizer.encode(after, add_special_tokens=False).ids if index in known]
-    return set(ids[:1])
+    before, _, after = render(template, variables, messages).partition(MARK)
+    return before, after
 
 
-def render(
-    template: str, special: dict[str, str], messages: list[Message], *, add_generation_prompt: bool = False
-) -> str:
-    """Return the text that a chat template makes of `messages`.
+def special_ids(tokenizer: "Tokenizer", text: str) -> list[int]:
+    """Return the special tokens in `text`, in order.
 
-    A template is code of whoever made the model; transformers runs it in a sandbox.
+    The first one behind an answer ends it. Some models declare only the end of a document, which they never
+    sample in a conversation.
     """
-    from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    variables: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, **special}
-    try:
-        return render_jinja_template([messages], chat_template=template, **variables)[0][0]
-    except TemplateError as error:
-        raise ModelError(
-            f"The chat template fails on a conversation of {[turn['role'] for turn in messages]}: {error}. "
-            "Use the roles, in the order, that the model was trained with."
-        ) from error
+    known = set(tokenizers.special(tokenizer).values())
+    return [index for index in tokenizer.encode(text, add_special_tokens=False).ids if index in known]

@@ -82,7 +82,7 @@ class TrainConfig:
     """Tokens of one micro-batch in the training forward, each prompt counted once. It bounds memory,
     whatever the lengths; results change by rounding alone."""
     num_slots: int = 64
-    """Sequences the engine decodes at once."""
+    """Sequences the engine decodes at once; fewer where memory is short."""
     eval_every: int = 10
     """Held-out accuracy is measured every so many steps, on `eval_questions`."""
     eval_questions: int = 64

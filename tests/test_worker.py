@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gradhat.envs.text.worker import PATIENCE, Worker, WorkerLost
+from gradhat.worker import PATIENCE, Worker, WorkerLost
 
 SCRIPT = """
 import json, os, sys, time
