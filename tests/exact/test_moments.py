@@ -405,7 +405,7 @@ def test_a_thousand_arms_are_a_binomial() -> None:
 
 
 def test_classes_are_averages_over_their_members() -> None:
-    mdp = corridor(4)
+    mdp = replace(corridor(), time_limit=3)
     theta, found = random_theta(mdp, 1), paths(mdp)
     rows, by_class = twins.read(found), classes(found, theta)
     kinds = {(len(path.steps), path.steps[-1].terminated) for path in rows}

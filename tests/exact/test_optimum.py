@@ -227,13 +227,37 @@ def test_rounding_is_a_tie_and_nothing_else_is(
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_what_cancels_is_rounded_as_what_it_came_from(solver: Solver) -> None:
-    """1e6 and then −1e6 + 1e-10 is worth 1e-10 up to the rounding of 1e6: no less than nothing, no more."""
+    """Nothing (0), or on (1) to 1e6 and then −1e6 + 1e-10: worth 1e-10 up to rounding of 1e6, a tie."""
+    P = torch.zeros(4, 2, 4)
+    P[0, 0, 3] = P[0, 1, 1] = P[1, :, 2] = P[2, :, 3] = 1
+    reward = torch.tensor([[0.0, 0.0], [1e6, 1e6], [-1e6 + 1e-10] * 2, [0.0, 0.0]], dtype=F64)
+    mdp = tabular(P, reward, torch.eye(4)[0], gamma=1.0, terminal=torch.arange(4) == 3)
+    assert solver(mdp).policy[0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_loop_that_pays_by_rounding_alone_is_left(solver: Solver) -> None:
+    """Round the loop 0.1 + 0.2 - 0.3 is paid: 0, and in sums with the way out more by an ulp."""
+    P = torch.zeros(4, 2, 4)
+    P[0, 0, 1] = P[1, 0, 2] = P[2, 0, 0] = 1
+    P[:, 1, 3] = 1
+    out = 0.01
+    assert -0.3 + (0.1 + (0.2 + out)) > out
+    reward = torch.tensor([[0.1, out], [0.2, out], [-0.3, out], [0.0, 0.0]], dtype=F64)
+    mdp = tabular(P, reward, torch.eye(4)[0], gamma=1.0, terminal=torch.arange(4) == 3)
+    found = solver(mdp)
+    assert found.policy[:3].argmax(-1).tolist() == [0, 0, 1]
+    assert float(found.v[0]) == pytest.approx(out + 0.3, abs=1e-15)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_where_nothing_is_gained_the_way_out_is_kept(solver: Solver) -> None:
+    """State 1 stays for nothing (0) or ends for nothing (1); only state 0 has something to gain."""
     P = torch.zeros(3, 2, 3)
-    P[0, 0, 2] = P[0, 1, 1] = P[1, :, 2] = 1
-    reward = torch.tensor([[0.0, 1e6], [-1e6 + 1e-10] * 2, [0.0, 0.0]], dtype=F64)
-    ends = torch.tensor([False, False, True])
-    found = solver(tabular(P, reward, torch.tensor([1.0, 0, 0]), gamma=1.0, terminal=ends))
-    assert found.policy[0].tolist() == [1, 0]
+    P[0, :, 2] = P[1, 0, 1] = P[1, 1, 2] = 1
+    reward = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    mdp = tabular(P, reward, torch.tensor([0.5, 0.5, 0]), gamma=1.0, terminal=torch.arange(3) == 2)
+    assert solver(mdp).policy[:2].argmax(-1).tolist() == [1, 1]
 
 
 def mixed(seed: int, num_states: int, gamma: float) -> TabularMDP:
