@@ -66,3 +66,28 @@ def test_what_shows_that_learning_is_over() -> None:
 def test_a_world_of_the_zoo_is_stepped_in_one_way(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "q_learning", *CHAIN, "--num-frames", "500", "--vectorization", "sync"]) == 2
     assert "always stepped as one array" in capsys.readouterr().err
+
+
+def test_a_longer_run_says_which_schedule_it_follows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of a run so long, from where it stood: the learning rate, at its end before, rises to the line."""
+    run = tmp_path / "run"
+    flags = "--env zoo:chain --num-envs 2 --num-steps 8 --hidden 4 --lr 0.01 --eval-every 0 --eval-episodes 2"
+    lines_every = ["--log-every", "16", "--num-frames", "320"]
+    assert main(["train", "a2c", *flags.split(), *lines_every, "--out", str(run)]) == 0
+    assert "longer by" not in capsys.readouterr().out
+    done = lines(run)[-1]
+    assert done["learning_rate"] < 0.001
+    assert main(["train", "--resume", str(run), "--num-frames", "640"]) == 0
+    said = capsys.readouterr().out
+    assert "longer by 320 frames" in said and "went to frame 320 and now stands where a run of 640" in said
+    after = lines(run)[done["step"] + 1 :]
+    # The rate of a line is that of its last batch, which the frames before it decide: less than a batch ago.
+    for line in after:
+        exact = 0.01 * (1 - line["num_frames"] / 640)
+        assert exact < line["learning_rate"] <= exact + 0.01 * 16 / 640
+    assert after[0]["learning_rate"] > 0.0045
+    # Longer again: it went to the frame that was the last one then.
+    assert main(["train", "--resume", str(run), "--num-frames", "700"]) == 0
+    assert "longer by 60 frames" in capsys.readouterr().out

@@ -40,7 +40,7 @@ class ControlConfig(Generic[L]):
     native where there is one, else sync."""
     num_frames: int = 200_000
     """Environment steps of the whole run, over all environments. A finished run goes on with --resume RUN
-    --num-frames MORE."""
+    --num-frames MORE: what changes until the last frame is then where a run of MORE frames has it."""
     log_every: int = 2_000
     """Frames between two lines of metrics."""
     eval_policy: Literal["auto", "sampled", "greedy"] = "auto"

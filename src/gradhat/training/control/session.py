@@ -47,6 +47,8 @@ class Session:
         self.seen = Seen()
         """The returns so far, in training and in measurements."""
         self._seen_before = Seen()
+        self._planned = config.num_frames
+        """The last frame that the schedules went to before the run was made longer."""
         self._diverged = ""
         self._whole = 0
         """The last step that `_state` is of."""
@@ -70,6 +72,11 @@ class Session:
             self.agent.holds(),
             "judged by its sampled policy, with actions drawn as in training"
             if self.measured == "sampled"
+            else "",
+            f"longer by {config.num_frames - self._planned:,} frames: what changes until the last frame "
+            f"(learning rate, beta) went to frame {self._planned:,} and now stands where a run of "
+            f"{config.num_frames:,} frames has it"
+            if config.num_frames > self._planned
             else "",
         ]
         return "\n".join(line for line in lines if line)
@@ -125,13 +132,14 @@ class Session:
         def write(path: Path) -> None:
             checkpoint.save_tensors(self._state, path / STATE)
 
-        cursor = {"seen": asdict(self.seen)}
+        cursor = {"seen": asdict(self.seen), "num_frames": self.config.num_frames}
         return checkpoint.save(run.checkpoints, self.step, write, cursor, keep=self.config.keep_checkpoints)
 
     def resume(self, found: Checkpoint) -> None:
         """Stand where the checkpoint was taken."""
         self.step = self._whole = found.step
         self.seen = Seen(**found.cursor["seen"])
+        self._planned = int(found.cursor.get("num_frames", self.config.num_frames))
         self._state = load_file(found.path / STATE)
         self.agent.restore(self._state)
 
