@@ -222,7 +222,11 @@ def test_rounding_is_a_tie_and_nothing_else_is(
     mdp = tabular(P, reward, start, gamma=1.0, terminal=ends)
     if solver is backward_induction:
         mdp = replace(mdp, horizon=2)
-    assert solver(mdp).policy.reshape(-1, 4, 2)[0, 0].argmax() == best
+    found = solver(mdp)
+    assert found.policy.reshape(-1, 4, 2)[0, 0].argmax() == best
+    evaluated = evaluate_finite if mdp.horizon else evaluate
+    assert torch.equal(evaluated(mdp, found.policy).v, found.v)
+    assert float(found.v.reshape(-1, 4)[0, 0]) == (0.1 + 0.2 if best else at_once)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -292,16 +296,16 @@ def test_a_search_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_value_iteration_goes_on_from_what_its_policy_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stay (0) for 1, or pay 4900 to go (1) where 1.5 can be had for ever; γ = 0.9999. The uniform policy is
-    worth −500,000 there, and sweeps alone need thousands to see that it is worth 15,000."""
-    P = torch.zeros(2, 2, 2)
-    P[0, 0, 0] = P[0, 1, 1] = P[1, :, 1] = 1
-    reward = torch.tensor([[1.0, -4900.0], [1.5, -100.0]])
-    mdp = tabular(P, reward, torch.tensor([1.0, 0.0]), gamma=0.9999)
+    """From 0 for 50 to 1, from there for 4900 to 2, where 1.5 is paid for ever, or stay (0) for 1. γ 0.9999.
+    The uniform policy is worth −500,000 in 2: sweeps alone need thousands to see that it is worth 15,000."""
+    P = torch.zeros(3, 2, 3)
+    P[0, 0, 0] = P[0, 1, 1] = P[1, 0, 1] = P[1, 1, 2] = P[2, :, 2] = 1
+    reward = torch.tensor([[1.0, -50.0], [1.0, -4900.0], [1.5, -100.0]])
+    mdp = tabular(P, reward, torch.eye(3)[0], gamma=0.9999)
     monkeypatch.setattr(solve, "MAX_SWEEPS", 2 * solve.CHECK)
-    found = value_iteration(mdp)
-    assert found.policy.argmax(-1).tolist() == [1, 0]
-    assert found.v.tolist() == pytest.approx([-4900 + 0.9999 * 15000, 15000], rel=1e-12)
+    found, at_1 = value_iteration(mdp), -4900 + 0.9999 * 15000
+    assert found.policy.argmax(-1).tolist() == [1, 1, 0]
+    assert found.v.tolist() == pytest.approx([-50 + 0.9999 * at_1, at_1, 15000], rel=1e-12)
 
 
 def unseen(gamma: float) -> TabularMDP:
