@@ -1,13 +1,18 @@
 """`gradhat eval` of a control run: greedy episodes of its newest checkpoint."""
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from gradhat.cli.main import main
 from gradhat.intervals import interquartile_mean, mean_interval, number, written
-from gradhat.training.control.session import restored
+from gradhat.training import checkpoint
+from gradhat.training.control.algorithms import read
+from gradhat.training.control.session import STATE, playing
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.seed import derive
 
@@ -25,7 +30,7 @@ def test_it_prints_the_numbers_of_the_newest_checkpoint(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    with restored(trained) as session:
+    with playing(trained, replace(read(trained), eval_episodes=4)) as session:
         returns = session.play(derive(7, "eval")).returns
     interval = mean_interval(returns)
     assert main(["eval", str(trained), "--episodes", "4", "--seed", "7"]) == 0
@@ -64,3 +69,27 @@ def test_what_cannot_be_measured_is_said(
         assert main(["eval", *map(str, words)]) == code
         error = capsys.readouterr().err
         assert wanted in error and "Traceback" not in error
+
+
+def test_the_memory_and_the_environments_of_training_are_not_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A memory and a number of environments that no machine has, and a world that cannot be restored."""
+    run = tmp_path / "run"
+    flags = (
+        "--num-envs 2 --capacity 64 --first-frames 8 --hidden 8 --num-frames 64 --log-every 32 --eval-every 0"
+    )
+    flags += " --eval-episodes 2 --eval-max-steps 30"
+    assert main(["train", "dqn", "--env", "CartPole-v1", *flags.split(), "--out", str(run)]) == 0
+    assert main(["eval", str(run), "--episodes", "2"]) == 0
+    printed = capsys.readouterr().out.splitlines()[-4:]
+    config = json.loads((run / "config.json").read_text())
+    config["learning"]["memory"]["capacity"], config["num_envs"] = 10**13, 10**9
+    (run / "config.json").write_text(json.dumps(config))
+    state = load_file(file := run / "checkpoints/step_000002" / STATE)
+    checkpoint.save_tensors({k: t for k, t in state.items() if "world" not in k and "replay" not in k}, file)
+    sums = json.loads((file.parent / "state.json").read_text())
+    sums["files"][STATE] = checkpoint._sum(file)  # pyright: ignore[reportPrivateUsage]
+    (file.parent / "state.json").write_text(json.dumps(sums))
+    assert main(["eval", str(run), "--episodes", "2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-4:] == printed

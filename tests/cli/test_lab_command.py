@@ -148,6 +148,9 @@ def again(config: dict[str, Any]) -> list[str]:
     for key, value in config.items():
         if key in ("experiment", "subject", "out") or value in (None, "", []):
             continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{key.replace('_', '-')}")
+            continue
         words += [
             f"--{key.replace('_', '-')}",
             *(map(str, value) if isinstance(value, list) else [str(value)]),

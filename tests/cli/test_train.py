@@ -120,7 +120,7 @@ def test_a_run_is_trained_evaluated_and_talked_to(
     out = capsys.readouterr().out
     assert "step 0/2  held-out" in out and "step 2/2  held-out" in out
     assert f"gradhat chat {run}" in out
-    assert main(["eval", str(run), "--n", "2", "--samples", "1"]) == 0
+    assert main(["eval", str(run), "--n", "2", "--samples", "1", "--trust"]) == 0
     assert "checkpoints/step_000002\ntask     " in capsys.readouterr().out
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
     assert main(["chat", str(run), "--max-new-tokens", "2"]) == 0

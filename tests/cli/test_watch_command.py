@@ -10,7 +10,8 @@ from PIL import Image
 
 from gradhat.cli import watch
 from gradhat.cli.main import main
-from gradhat.training.control.session import restored
+from gradhat.training.control.algorithms import read
+from gradhat.training.control.session import playing
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.text.config import TrainConfig, to_json
 
@@ -40,7 +41,7 @@ def test_the_film_shows_the_trained_policy_with_its_normaliser(
         assert count / 2 < film.n_frames <= count
     assert said[3] == f"written to {out}: {count} pictures, {count / 50:.0f} seconds"
     # The same choices as the weights and the frozen moments of the checkpoint make.
-    with restored(trained) as session:
+    with playing(trained, read(trained)) as session:
         act = watch.acting(session.agent.greedy())
         moments = session.agent.collector.moments
         for row in np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32):

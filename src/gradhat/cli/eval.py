@@ -1,6 +1,6 @@
 """`gradhat eval`: how well a run or a model answers questions it was not trained on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -47,6 +47,8 @@ class Flags:
     """Threads of the tensor library; None takes its own choice."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type; auto is bfloat16 where the processor multiplies it natively."""
+    trust: bool = False
+    """Execute code that the run names: a task or a reward in a file."""
 
 
 def main(argv: list[str]) -> int:
@@ -60,6 +62,7 @@ def main(argv: list[str]) -> int:
         return eval_control.main(Path(place).expanduser(), argv)
     argv = gathered(argv, "--reward")
     flags = parse(defaults(place), argv, prog=f"gradhat eval {place}", description=DESCRIPTION)
+    flags = completed(place, flags)
     if not flags.task:
         raise ConfigError(f"gradhat eval {place}: found no task. Name one: --task arithmetic:digits=1")
     for name in ("n", "samples", "max_new_tokens", "num_slots"):
@@ -84,13 +87,15 @@ def defaults(place: str) -> Flags:
     """Return the flags' defaults: those of the run, if `place` is one."""
     from gradhat.training.run_folder import is_run
     from gradhat.training.text.config import read
+    from gradhat.training.trust import code_in
 
     if not is_run(Path(place).expanduser()):
         return Flags()
     config = read(Path(place).expanduser())
     return Flags(
-        task=config.task,
-        reward=config.reward,
+        # These may be files, which are executed only when somebody trusts them.
+        task="" if code_in({"task": config.task}) else config.task,
+        reward=() if code_in({"reward": config.reward}) else config.reward,
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
         system=config.system,
@@ -98,6 +103,16 @@ def defaults(place: str) -> Flags:
         num_threads=config.num_threads,
         dtype=config.dtype,
     )
+
+
+def completed(place: str, flags: Flags) -> Flags:
+    """Return the flags with what a run brings. ConfigError where that is code that nobody trusts."""
+    from gradhat.training.text.model import setting_of
+
+    verb = f"gradhat eval {place}"
+    task = flags.task or setting_of(place, "task", verb, trusted=flags.trust) or ""
+    reward = flags.reward or setting_of(place, "reward", verb, trusted=flags.trust) or ()
+    return replace(flags, task=task, reward=reward)
 
 
 def report(place: str, flags: Flags) -> None:

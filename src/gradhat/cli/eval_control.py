@@ -19,6 +19,10 @@ class Flags:
     """Episodes, as many in every environment that is played."""
     seed: int = 0
     """Chooses the first states. The same seed gives the same episodes."""
+    env: str = ""
+    """The environment, as in gradhat train. The run's own when left out."""
+    trust: bool = False
+    """Execute code that the run names: the module of module:Env-v0."""
 
 
 def main(run: Path, argv: list[str]) -> int:
@@ -27,20 +31,17 @@ def main(run: Path, argv: list[str]) -> int:
     from gradhat.training.control import evaluate
     from gradhat.training.control.algorithms import read
     from gradhat.training.control.progress import returned
-    from gradhat.training.control.session import prepare, restore
+    from gradhat.training.control.session import placed, playing
     from gradhat.training.seed import derive
 
     flags = parse(Flags(), argv, prog=f"gradhat eval {run}", description=DESCRIPTION)
     if flags.episodes < 1:
         raise ConfigError(f"--episodes {flags.episodes}: found no episode to play. Use 1 or more.")
-    config = replace(read(run), eval_episodes=flags.episodes)
-    session = prepare(config)
-    try:
-        restore(session, run)
+    config = placed(f"gradhat eval {run}", read(run), flags.env, trusted=flags.trust)
+    config = replace(config, eval_episodes=flags.episodes)
+    with playing(run, config) as session:
         played = session.play(derive(flags.seed, "eval"))
         step, measured = session.step, session.measured
-    finally:
-        session.close()
     seen = Seen()
     found = returned(evaluate.summary(played, measured, seen), flags.episodes, seen.scale())
     middle, least, most = (

@@ -175,6 +175,8 @@ class Model:
     """Compute type; auto is bfloat16 where the processor multiplies it natively."""
     out: Path | None = None
     """The folder to make. None makes runs/lab-model-DATE-TIME."""
+    trust: bool = False
+    """Execute code that the run names: a task in a file."""
 
 
 class Experiment(NamedTuple):
@@ -308,11 +310,18 @@ def model_flags(place: str) -> Model:
     """Return the defaults: those of the run, if `place` is one."""
     from gradhat.training.run_folder import is_run
     from gradhat.training.text.config import read
+    from gradhat.training.trust import code_in
 
     if not place or not is_run(Path(place).expanduser()):
         return Model()
     config = read(Path(place).expanduser())
-    return Model(**{f.name: getattr(config, f.name) for f in fields(Model) if hasattr(config, f.name)})
+    known: dict[str, Any] = {
+        f.name: getattr(config, f.name) for f in fields(Model) if hasattr(config, f.name)
+    }
+    # Its task may be a file, which is executed only when somebody trusts it.
+    if code_in({"task": config.task}):
+        known["task"] = ""
+    return Model(**known)
 
 
 def check_model(flags: Model, place: str, *, fewest: int) -> None:
@@ -337,9 +346,11 @@ def model(flags: Model, place: str) -> "Report":
     from gradhat.rollouts.engine import Engine, Limits
     from gradhat.rollouts.episodes import Fitting
     from gradhat.training.seed import derive
-    from gradhat.training.text.model import compute_dtype, find, set_threads
+    from gradhat.training.text.model import compute_dtype, find, set_threads, setting_of
     from gradhat.training.text.source import Source
 
+    verb = f"gradhat lab model {place}"
+    flags = replace(flags, task=flags.task or setting_of(place, "task", verb, trusted=flags.trust) or "")
     check_model(flags, place, fewest=model.FEWEST)
     set_threads(flags.num_threads)
     task, folder = load_task(flags.task), find(place)

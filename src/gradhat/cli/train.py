@@ -157,9 +157,12 @@ def _control(learning: type) -> Kind[Any]:
 
 def _run(kind: Kind[Any], launch: Launch[Any], name: str) -> int:
     from gradhat.training.loop import train
+    from gradhat.training.trust import announce
 
     if launch.resume is not None:
         _check_resume(kind, launch, launch.resume)
+        for line in announce(launch.resume, kind.to_json(launch.config)):
+            print(line, flush=True)
         with RunFolder.open(launch.resume) as run, closing(kind.prepare(launch.config)) as session:
             return train(run, session, kind.to_json(launch.config), restart=launch.restart)
     if launch.restart:

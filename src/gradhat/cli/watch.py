@@ -1,7 +1,7 @@
 """`gradhat watch`: a film of a trained policy."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,10 @@ class Flags:
     """Chooses the first states."""
     max_steps: int = 2000
     """An episode that is longer is cut here."""
+    env: str = ""
+    """The environment, as in gradhat train. The run's own when left out."""
+    trust: bool = False
+    """Execute code that the run names: the module of module:Env-v0."""
 
 
 def main(argv: list[str]) -> int:
@@ -58,17 +62,18 @@ def film(run: Path, flags: Flags) -> None:
     """Play the episodes and write the film."""
     from gradhat.envs import video
     from gradhat.training.control.config import env_kwargs
-    from gradhat.training.control.session import restored
+    from gradhat.training.control.session import placed, playing
     from gradhat.training.run_folder import whole_file, writing
     from gradhat.training.seed import derive
 
-    config = read(run)
+    config = placed(f"gradhat watch {run}", read(run), flags.env, trusted=flags.trust)
+    config = replace(config, eval_episodes=1)
     out = flags.out or run / ("watch.mp4" if find_spec("imageio_ffmpeg") else "watch.gif")
     pictures: list[video.Picture] = []
     fps = 0
     with writing(out, todo="Choose an --out that can be written."):
         _try_place(out)
-    with restored(run) as session:
+    with playing(run, config) as session:
         act = acting(session.policy(flags.seed))
         print(
             f"film   {config.algorithm} in {config.env}, the {session.measured} policy of step {session.step}"

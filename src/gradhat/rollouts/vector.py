@@ -131,6 +131,12 @@ class Collector:
                 prefix = f"{name}."
                 part.restore({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
+    def restore_moments(self, state: dict[str, Tensor]) -> None:
+        """Show a policy what it was shown where `state` was taken; the world is left as it is."""
+        if self.moments is not None:
+            found = {k.removeprefix("moments."): v for k, v in state.items() if k.startswith("moments.")}
+            self.moments.restore(found)
+
     def _parts(self) -> Sequence[tuple[str, RunningMoments | RewardScale | Turns | None]]:
         return ("moments", self.moments), ("reward_scale", self.reward_scale), ("turns", self._turns)
 

@@ -12,7 +12,8 @@ fails) is no damage: it may be whole, so whoever asked for it is told, and nothi
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gradhat.errors import DamagedError
+from gradhat.errors import DamagedError, RunError
 from gradhat.training.run_folder import PARTIAL, discard, publish, reading, remove, step_of, writing
 
 CHUNK = 1 << 24
@@ -103,6 +104,20 @@ def read(path: Path) -> Checkpoint:
                 f"found {found or 'no file'}. Use the one before."
             )
     return Checkpoint(path, state["step"], state["cursor"])
+
+
+@contextmanager
+def fitting(found: Checkpoint) -> Generator[None]:
+    """Turn what goes wrong while a checkpoint is put into a session into a RunError: it is whole, and of
+    another kind of run than its config says.
+    """
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise RunError(
+            f"use the checkpoint {found.path}: found that it does not fit the run's config: {error}. Use the "
+            "config.json that it was trained with."
+        ) from error
 
 
 def _state(path: Path) -> dict[str, Any]:

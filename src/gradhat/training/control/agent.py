@@ -52,6 +52,13 @@ class Agent(Protocol):
         """Stand where `state` was taken."""
         ...
 
+    def restore_policy(self, state: dict[str, Tensor]) -> None:
+        """Stand where `state` was taken, as far as acting goes: weights and normaliser.
+
+        Whoever only plays needs no more, and the environments that were trained in may be gone.
+        """
+        ...
+
     def close(self) -> None:
         """Free processes and windows."""
         ...

@@ -175,6 +175,12 @@ class Hogwild:
             getattr(self.seen, name).copy_(places)
         self._saved = [part(state, f"worker{i}") for i in range(mine)]
 
+    def restore_policy(self, state: dict[str, Tensor]) -> None:
+        for name, tensor in joined(weights=self._weights()).items():
+            tensor.copy_(state[name])
+        # Whatever the number of workers was: what they saw is pooled.
+        self.seen = Seen(**part(state, "seen"))
+
     def close(self) -> None:
         while self.workers:
             self.workers.pop().end(PATIENCE)

@@ -161,5 +161,8 @@ class OffPolicyAgent:
         self.draws.bit_generator.state = plain["draws"]
         self.version = plain["version"]
 
+    def restore_policy(self, state: dict[str, Tensor]) -> None:
+        off_policy.load(self.parts.state, part(state, "algorithm"))
+
     def close(self) -> None:
         self.collector.world.close()

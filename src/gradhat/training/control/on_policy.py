@@ -120,6 +120,10 @@ class OnPolicyAgent:
         self.generator.set_state(state["generator"])
         self.version = int(state["version"])
 
+    def restore_policy(self, state: dict[str, Tensor]) -> None:
+        self.module.load_state_dict(part(state, "weights"))
+        self.collector.restore_moments(part(state, "collector"))
+
     def close(self) -> None:
         self.collector.world.close()
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,18 @@ from gradhat.errors import RunError
 from gradhat.intervals import FEWEST, Seen, mean_interval
 from gradhat.rollouts.vector import Episode
 from gradhat.training import checkpoint
-from gradhat.training.checkpoint import Checkpoint
+from gradhat.training.checkpoint import Checkpoint, fitting
 from gradhat.training.control import evaluate, worlds
 from gradhat.training.control.agent import Agent, Choice
-from gradhat.training.control.algorithms import ALGORITHMS, check_actions, read
-from gradhat.training.control.config import ControlConfig, check
+from gradhat.training.control.algorithms import ALGORITHMS, check_actions
+from gradhat.training.control.config import ControlConfig, check, to_json
 from gradhat.training.control.evaluate import Measured
 from gradhat.training.control.progress import progress_line, returned
 from gradhat.training.log import Log
 from gradhat.training.memory import keep_freed_memory
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.seed import derive
+from gradhat.training.trust import allow
 
 STATE = "state.safetensors"
 MOST_ENVS = 100
@@ -138,10 +139,11 @@ class Session:
     def resume(self, found: Checkpoint) -> None:
         """Stand where the checkpoint was taken."""
         self.step = self._whole = found.step
-        self.seen = Seen(**found.cursor["seen"])
-        self._planned = int(found.cursor.get("num_frames", self.config.num_frames))
-        self._state = load_file(found.path / STATE)
-        self.agent.restore(self._state)
+        with fitting(found):
+            self.seen = Seen(**found.cursor["seen"])
+            self._planned = int(found.cursor.get("num_frames", self.config.num_frames))
+            self._state = load_file(found.path / STATE)
+            self.agent.restore(self._state)
 
     def retreat(self) -> bool:
         """Count back to the last whole step. The agent itself is of no more use."""
@@ -192,26 +194,53 @@ class Session:
         return evaluate.summary(played, self.measured, self.seen)
 
 
+def placed(verb: str, config: ControlConfig[Any], env: str, *, trusted: bool) -> ControlConfig[Any]:
+    """Return the config of a run that somebody wants to look at, in `env` where that is named.
+
+    ConfigError where what is left of its own names code that nobody trusts.
+    """
+    allow(verb, to_json(config), ["env_args"] if env else ["env", "env_args"], "--env", trusted=trusted)
+    return replace(config, env=env or config.env)
+
+
 @contextmanager
-def restored(run: Path) -> Generator[Session]:
-    """Yield the control run in the folder `run` as its newest whole checkpoint has it, and close it."""
-    session = prepare(read(run))
-    try:
-        restore(session, run)
-        yield session
-    finally:
-        session.close()
+def playing(run: Path, config: ControlConfig[Any]) -> Generator[Session]:
+    """Yield the policy of the newest whole checkpoint in `run`, in the environments of measurements.
 
-
-def restore(session: Session, run: Path) -> None:
-    """Put the newest whole checkpoint of `run` into `session`. RunError when there is none."""
+    Weights and normaliser are all that is read: the environments that it was trained in and its memory are
+    neither made nor restored. Closes what it made. RunError where there is no whole checkpoint, or where it
+    is not one of `config`.
+    """
+    check(config)
+    torch.set_num_threads(config.num_threads)
     found, damage = checkpoint.newest(run / "checkpoints")
     if found is None:
         reason = " ".join(damage) or "found none yet."
         raise RunError(
             f"use the newest checkpoint of {run}: {reason} Train on first: gradhat train --resume {run}"
         )
-    session.resume(found)
+    still = idle(config)
+    with closing(worlds.make(still, still.num_envs)) as world:
+        check_actions(still, world)
+        agent = ALGORITHMS[still.algorithm].make(still, world)
+    with fitting(found):
+        agent.restore_policy(load_file(found.path / STATE))
+    with closing(judge(config)) as world:
+        session = Session(config, world, agent, world)
+        session.step = found.step
+        yield session
+
+
+def idle(config: ControlConfig[Any]) -> ControlConfig[Any]:
+    """Return the settings of an agent that never learns: one environment, no memory, no workers."""
+    learning: Any = config.learning
+    if hasattr(learning, "memory"):
+        capacity = max(learning.memory.num_steps, learning.settings.n_step)
+        learning = replace(learning, memory=replace(learning.memory, capacity=capacity))
+    if hasattr(learning, "num_workers"):
+        learning = replace(learning, num_workers=1)
+    stepped = "sync" if config.vectorization == "async" else config.vectorization
+    return replace(config, num_envs=1, vectorization=stepped, learning=learning)
 
 
 def prepare(config: ControlConfig[Any]) -> Session:

@@ -90,6 +90,9 @@ class TabularAgent:
         self.generator.set_state(state["generator"])
         self.collector.restore(part(state, "collector"))
 
+    def restore_policy(self, state: dict[str, Tensor]) -> None:
+        self.table.q = state["q"].reshape(self.table.q.shape)
+
     def close(self) -> None:
         self.collector.world.close()
 

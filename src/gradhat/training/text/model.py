@@ -1,7 +1,7 @@
 """From a name on the command line to a network in memory: what training, eval and chat have in common."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -9,6 +9,8 @@ from gradhat.errors import RunError
 from gradhat.policies.language import weights
 from gradhat.training import checkpoint
 from gradhat.training.run_folder import is_run
+from gradhat.training.text.config import read, to_json
+from gradhat.training.trust import allow
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -29,6 +31,19 @@ def find(place: str) -> Path:
             f"use the newest checkpoint of {path}: {reason} Train on first: gradhat train --resume {path}"
         )
     return found.path
+
+
+def setting_of(place: str, name: str, verb: str, *, trusted: bool) -> Any:
+    """Return the task, or the rewards, of the run `place`; None where it is a model.
+
+    ConfigError where they lie in a file, which would be executed, unless it is trusted.
+    """
+    path = Path(place).expanduser()
+    if not is_run(path):
+        return None
+    config = read(path)
+    allow(verb, to_json(config), [name], f"--{name}", trusted=trusted)
+    return getattr(config, name)
 
 
 def compute_dtype(dtype: Dtype) -> torch.dtype:

@@ -18,6 +18,7 @@ from gradhat.policies.language import weights
 from gradhat.policies.language.chat import Chat
 from gradhat.rollouts.engine import Engine, Limits
 from gradhat.rollouts.episodes import Experience, Fitting, collect
+from gradhat.training import checkpoint
 from gradhat.training.checkpoint import Checkpoint
 from gradhat.training.log import Log
 from gradhat.training.memory import keep_freed_memory
@@ -79,7 +80,8 @@ class Session:
     def resume(self, found: Checkpoint) -> None:
         """Stand where the checkpoint was taken."""
         self.optimizer.restore(model_checkpoint.masters(found), model_checkpoint.optimizer(found))
-        self._stand(found.step, found.cursor)
+        with checkpoint.fitting(found):
+            self._stand(found.step, found.cursor)
 
     def retreat(self) -> bool:
         """Count back to the last whole step, where the weights are still those of it."""
