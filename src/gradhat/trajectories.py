@@ -4,6 +4,7 @@ Shapes: `B` trajectories, `T` steps, `*O` the shape of one observation, `*A` of 
 actions). In the text world a step is a token, and `B` is prompts × samples.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
@@ -13,11 +14,20 @@ from torch import Tensor
 
 
 class Verdict(NamedTuple):
-    """What a task says of one answer. `parts` are the reward's components, `why` is one line for people."""
+    """What a task says of one answer. `parts` are the reward's components, `why` is one line for people.
+
+    The reward is NaN where no verdict came: the task raised, hung or answered nonsense. Nobody knows what
+    such an answer is worth, so it is counted and left out; it is never worth 0.
+    """
 
     reward: float
     parts: dict[str, float]
     why: str
+
+    @property
+    def judged(self) -> bool:
+        """Whether there is a reward."""
+        return not math.isnan(self.reward)
 
 
 class Record(NamedTuple):
@@ -50,7 +60,7 @@ class Trajectories:
     logp: Tensor
     """float32 `[B, T]`: log-probability under the distribution actually sampled; 0 where masked."""
     rewards: Tensor
-    """float32 `[B, T]`."""
+    """float32 `[B, T]`. NaN at the end of a completion that nobody could judge."""
     terminated: Tensor
     """bool `[B, T]`."""
     truncated: Tensor

@@ -5,11 +5,15 @@ functions.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import cast
 
+from gradhat.errors import TaskError
 from gradhat.trajectories import Verdict
 
+PATIENCE = 16
+"""Failed verdicts in a row that a run bears, less one, where nobody chose another number."""
 MAX_REWARD = (2 - 2**-23) * 2.0**127
 """The largest finite float32, 3.4e38: rewards are computed with in that type."""
 
@@ -38,14 +42,42 @@ def plain(found: object) -> Verdict:
     """
     if not isinstance(found, Verdict):
         return Verdict(_reward(found), {}, "")
-    parts = cast(object, found.parts)  # a user's code is not type checked
+    parts, why = cast(object, found.parts), cast(object, found.why)  # a user's code is not type checked
+    if number(found.reward) is None and isinstance(why, str) and why:
+        raise ValueError(f"return a finite number or a Verdict of such. It says: {writable(why)}")
     if not isinstance(parts, Mapping):
         raise ValueError("its parts are no dictionary. Return a finite number or a Verdict of such")
     return Verdict(
         _reward(found.reward),
         {_text(name): _part(name, value) for name, value in cast(Mapping[object, object], parts).items()},
-        _text(found.why),
+        _text(why),
     )
+
+
+@dataclass
+class Failures:
+    """Failed verdicts are data, until there are `most` in a row: then whoever judges is gone for good."""
+
+    most: int = 1
+    in_a_row: int = 0
+
+    def bear(self, judge: Callable[[], Verdict]) -> Verdict:
+        """Return the verdict of `judge()`, one without a reward where it is a TaskError that can be borne."""
+        try:
+            verdict = judge()
+        except TaskError as error:
+            return self.failed(error)
+        self.in_a_row = 0
+        return verdict
+
+    def failed(self, error: TaskError) -> Verdict:
+        """Return the verdict of a call that failed. The last of `most` in a row is a TaskError."""
+        self.in_a_row += 1
+        if self.in_a_row < self.most:
+            return Verdict(math.nan, {}, writable(str(error)))
+        if self.most == 1:
+            raise error
+        raise TaskError(f"{error} No verdict came {self.most} times in a row: the run stops.") from error
 
 
 def writable(text: str) -> str:

@@ -59,6 +59,7 @@ GRPO = TrainConfig(
     checkpoint_every=3,
     keep_checkpoints=1,
     max_skipped_steps=2,
+    max_unjudged=3,
     seed=5,
     num_threads=1,
     dtype="float32",

@@ -126,6 +126,7 @@ def report(place: str, flags: Flags) -> None:
     from gradhat.training.seed import derive
     from gradhat.training.text.evaluate import Scale, fitting, measure
     from gradhat.training.text.model import compute_dtype, find, set_threads
+    from gradhat.verdicts import PATIENCE, Failures
 
     set_threads(flags.num_threads)
     task = load_rewards(load_task(flags.columns.named(flags.task)), flags.reward)
@@ -147,6 +148,8 @@ def report(place: str, flags: Flags) -> None:
 
     scale = Scale()
 
+    failures = Failures(PATIENCE)
+
     def measured(temperature: float, num_samples: int) -> "Measurement":
         limits = Limits(flags.max_new_tokens, temperature, seed=derive(flags.seed, "eval"))
         return measure(
@@ -158,6 +161,7 @@ def report(place: str, flags: Flags) -> None:
             system=flags.system,
             num_samples=num_samples,
             scale=scale,
+            failures=failures,
         )
 
     left_out = f", {drawn - len(questions)} more are too long" if len(questions) < drawn else ""
@@ -165,7 +169,8 @@ def report(place: str, flags: Flags) -> None:
     sampled = measured(flags.temperature, flags.samples)
     print(f"sampled  {line(sampled)}  temperature {flags.temperature:g}, {flags.samples} samples a question")
     if sampled.solved() is not None:
-        print("         " + "  ".join(f"pass@{k} {sampled.pass_at(k):.3f}" for k in powers(flags.samples)))
+        passes = [(k, sampled.pass_at(k)) for k in powers(flags.samples)]
+        print("         " + "  ".join(f"pass@{k} {share:.3f}" for k, share in passes if share is not None))
     print(f"greedy   {line(measured(0.0, 1))}")
 
 
@@ -176,8 +181,13 @@ def line(measured: "Measurement") -> str:
 
     scale = measured.scale.scale()
     found = judged(measured.metrics("held_out"), "held_out", scale)
-    reward = f"  reward {number(measured.reward().mean, scale)}"
-    return found if measured.accuracy() is None else found + reward
+    reward = "" if measured.accuracy() is None else f"  reward {number(measured.reward().mean, scale)}"
+    failed = measured.num_unjudged()
+    return (
+        found
+        + reward
+        + (f"  {failed} of {sum(map(len, measured.records))} verdicts failed" if failed else "")
+    )
 
 
 def powers(samples: int) -> list[int]:

@@ -11,12 +11,12 @@ import gymnasium
 import torch
 from torch import Tensor
 
-from gradhat.envs.text.env import step_all
+from gradhat.envs.text.env import verdicts
 from gradhat.errors import TaskError
 from gradhat.policies.language.chat import Chat, Message
 from gradhat.rollouts.engine import Completion, Limits, Sampler
-from gradhat.trajectories import Record, Trajectories, Verdict
-from gradhat.verdicts import plain
+from gradhat.trajectories import Record, Trajectories
+from gradhat.verdicts import Failures
 
 TextEnv = gymnasium.Env[list[Message], str]
 
@@ -79,6 +79,7 @@ def collect(
     version: int,
     silent: Callable[[Tensor, Tensor], Tensor],
     max_replacements: int,
+    failures: Failures | None = None,
 ) -> Experience:
     """Sample `group_size` episodes from each of `num_prompts` starts, and fresh ones for silent groups.
 
@@ -88,24 +89,65 @@ def collect(
     whole. Which ones depends on their rewards, and so does how many are sampled: the mean reward is that of
     the `first` rows, not of the chosen ones nor of all. Each round of replacements samples with the next
     seed, so that a start that comes again is answered anew. `starts` must not run out.
+
+    A group with a completion that nobody could judge is never chosen: up to `num_prompts` further starts are
+    tried in place of such groups, and after that the batch is smaller. The chosen groups are whole, so they
+    estimate the gradient of E[R | judged]: the return among completions that can be judged. TaskError where
+    `failures` has had enough of them, and where no group is left.
     """
     batches: list[Trajectories] = []
     loud: list[int] = []  # numbers of groups
     quiet: list[int] = []
-    wanted, left, groups = num_prompts, max_replacements, 0
+    wanted, left, spare, groups = num_prompts, max_replacements, num_prompts, 0
     while wanted:
         opened = [next(starts) for _ in range(wanted)]
         fresh = replace(limits, seed=limits.seed + len(batches))
-        batch = play(opened, chat, sampler, fresh, group_size=group_size, first_group=groups, version=version)
-        for i, is_dead in enumerate(_whole(silent(batch.returns(), batch.group), group_size)):
+        batch = play(
+            opened,
+            chat,
+            sampler,
+            fresh,
+            group_size=group_size,
+            failures=failures,
+            first_group=groups,
+            version=version,
+        )
+        judged = _judged(batch, group_size)
+        for i, is_dead in zip(judged, _dead(batch, judged, silent, group_size), strict=True):
             (quiet if is_dead else loud).append(groups + i)
         batches.append(batch)
         groups += wanted
-        wanted = min(num_prompts - len(loud), left)
-        left -= wanted
+        again = min(wanted - len(judged), spare)
+        more = min(num_prompts - len(loud) - again, left)
+        wanted, spare, left = again + more, spare - again, left - more
+    sampled = join(batches)
     chosen = torch.tensor((loud + quiet)[:num_prompts])
+    if not len(chosen):
+        raise TaskError(_nothing_judged(sampled, groups))
     rows = chosen[:, None] * group_size + torch.arange(group_size)
-    return Experience(join(batches), rows.flatten(), torch.arange(num_prompts * group_size))
+    return Experience(sampled, rows.flatten(), torch.arange(num_prompts * group_size))
+
+
+def _judged(batch: Trajectories, group_size: int) -> list[int]:
+    """Return the places of the groups of which every completion was judged."""
+    judged = [record.verdict.judged for record in batch.records]
+    return [i for i in range(len(judged) // group_size) if all(judged[i * group_size : (i + 1) * group_size])]
+
+
+def _dead(
+    batch: Trajectories, places: list[int], silent: Callable[[Tensor, Tensor], Tensor], group_size: int
+) -> list[bool]:
+    """Return which of the groups at `places` are silent."""
+    rows = (torch.tensor(places, dtype=torch.long)[:, None] * group_size + torch.arange(group_size)).flatten()
+    return _whole(silent(batch.returns()[rows], batch.group[rows]), group_size) if places else []
+
+
+def _nothing_judged(sampled: Trajectories, groups: int) -> str:
+    failed = [record.verdict.why for record in sampled.records if not record.verdict.judged]
+    return (
+        f"sample a batch: found none of {groups} groups in which every completion could be judged; "
+        f"{len(failed)} of {len(sampled)} verdicts failed. The last one: {failed[-1]}"
+    )
 
 
 def _whole(dead: Tensor, group_size: int) -> list[bool]:
@@ -129,20 +171,24 @@ def play(
     limits: Limits,
     *,
     group_size: int,
+    failures: Failures | None = None,
     first_group: int = 0,
     version: int = 0,
 ) -> Trajectories:
-    """Play `group_size` episodes from each start: groups one after the other, numbered from `first_group`."""
+    """Play `group_size` episodes from each start: groups one after the other, numbered from `first_group`.
+
+    An episode that nobody could judge has the reward NaN, as long as `failures` bears it; None bears none.
+    """
     episodes = [(start.make(), start.seed) for start in starts for _ in range(group_size)]
     messages = [env.reset(seed=seed)[0] for env, seed in episodes]
     prompts = [tuple(chat.encode(m)) for m in messages[::group_size]]
     groups = sampler.sample(prompts, group_size, limits)
     completions = [c for group in groups for c in group]
     texts, tokens = [c.text for c in completions], [c.tokens for c in completions]
-    answers = step_all([env for env, _ in episodes], texts, tokens)
+    judged = verdicts([env for env, _ in episodes], texts, tokens, failures)
     records = [
-        Record(m[-1]["content"], c.text, _verdict(info), c.stop)
-        for m, c, (*_, info) in zip(messages, completions, answers, strict=True)
+        Record(m[-1]["content"], c.text, verdict, c.stop)
+        for m, c, verdict in zip(messages, completions, judged, strict=True)
     ]
     group = torch.arange(len(episodes)) // group_size
     return pack([prompts[i] for i in group.tolist()], completions, records, group + first_group, version)
@@ -204,17 +250,3 @@ def join(batches: Sequence[Trajectories]) -> Trajectories:
         version=torch.cat([b.version for b in batches]),
         records=tuple(r for b in batches for r in b.records),
     )
-
-
-def _verdict(info: dict[str, object]) -> Verdict:
-    """Return what the environment, which may be somebody else's, said of the answer, in plain numbers."""
-    found = info.get("verdict")
-    if not isinstance(found, Verdict):
-        raise TaskError(
-            f"step() was asked for a verdict, but its info has {sorted(info)}. "
-            "Put a Verdict at info['verdict']."
-        )
-    try:
-        return plain(found)
-    except ValueError as error:
-        raise TaskError(f"step() put a verdict into its info that cannot be used: {error}.") from error

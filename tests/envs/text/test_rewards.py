@@ -7,8 +7,9 @@ import pytest
 
 from gradhat.envs.text.arithmetic import Arithmetic
 from gradhat.envs.text.rewards import Rewarded, load_rewards
-from gradhat.envs.text.task import Question
+from gradhat.envs.text.task import Question, judge_many
 from gradhat.errors import TaskError
+from gradhat.verdicts import Failures
 
 FUNCTIONS = """
 import helper
@@ -102,8 +103,10 @@ def test_none_says_nothing_of_a_completion(file: Path) -> None:
     first, second = scored(file, "some", "slow").score_many(ASKED, ["7", "8"], [(1,), (2,)])
     assert (first.parts, second.parts) == ({"some": 1, "slow": 0.5}, {"slow": 0.5})
     assert (first.reward, second.reward) == (1.5, 0.5)
-    with pytest.raises(TaskError, match="all say None"):
-        scored(file, "some").score_many(ASKED, ["7", "8"], [(1,), (2,)])
+    known, unknown = judge_many(scored(file, "some"), ASKED, ["7", "8"], [(1,), (2,)], Failures(2))
+    assert known.reward == 1.0
+    assert not unknown.judged
+    assert "all say None" in unknown.why
 
 
 def test_conversations_are_shown_as_messages(file: Path) -> None:
@@ -120,14 +123,14 @@ def test_conversations_are_shown_as_messages(file: Path) -> None:
             "short",
             r"reward short: a batch of 2 returned \[1.0\]. Return a list with a number or None for each",
         ),
-        ("words", "returned 'good' for a completion"),
-        ("nan", "returned nan for a completion"),
+        ("words", "reward words returned 'good' for it: return a finite number or None"),
+        ("nan", "reward nan returned nan for it"),
         ("broken", "raised KeyError: 'level'"),
     ],
 )
 def test_a_function_that_breaks_its_contract_is_named(file: Path, name: str, message: str) -> None:
     with pytest.raises(TaskError, match=message):
-        scored(file, name).score_many(ASKED, ["7", "8"], [(1,), (2,)])
+        judge_many(scored(file, name), ASKED, ["7", "8"], [(1,), (2,)])
 
 
 @pytest.mark.parametrize(

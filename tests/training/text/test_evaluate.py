@@ -1,5 +1,6 @@
 """What a measurement says of rewards of every scale, and that pass@k is unbiased."""
 
+import math
 import random
 from itertools import combinations
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 import pytest
 
 from gradhat.envs.text.task import Question
+from gradhat.errors import TaskError
 from gradhat.intervals import mean_interval, share_interval
-from gradhat.training.text.evaluate import Measurement, Scale, accuracy_interval, pass_at_k
+from gradhat.rollouts.engine import Completion, Limits
+from gradhat.training.text.evaluate import Measurement, Scale, accuracy_interval, measure, pass_at_k
 from gradhat.trajectories import Record, Verdict
+from gradhat.verdicts import Failures
 
 
 class Task:
@@ -30,7 +34,7 @@ def measured(
 ) -> Measurement:
     """What is measured where these rewards were sampled, after a run that has seen those of `before`."""
     scale = Scale()
-    scale.take([*(before or []), *(x for group in rewards for x in group)])
+    scale.take([*(before or []), *(x for group in rewards for x in group if not math.isnan(x))])
     records = [[Record("", "", Verdict(x, {}, ""), "end") for x in group] for group in rewards]
     questions = [Question(str(i), "") for i in range(len(rewards))]
     return Measurement(Task(solved), questions, [], [], records, scale)
@@ -49,6 +53,48 @@ def test_the_interval_covers_the_truth_when_questions_differ() -> None:
         naive += ignorant.low <= 0.5 <= ignorant.high
     assert 0.93 <= hits / trials <= 0.985
     assert naive / trials < 0.85
+
+
+def test_a_failed_verdict_is_counted_and_left_out() -> None:
+    nan = math.nan
+    found = measured([[0.0, nan], [1.0, 1.0], [nan, nan], [1.0, 0.0], [1.0, nan]])
+    assert found.rewards() == [[0.0], [1.0, 1.0], [1.0, 0.0], [1.0]]
+    assert found.solved() == [[False], [True, True], [True, False], [True]]
+    assert found.accuracy() == share_interval([0.0, 1.0, 0.5, 1.0], 6)
+    values = found.metrics("held_out")
+    assert (values["held_out/num_unjudged"], values["held_out/num_questions"]) == (4, 4)
+    assert values["held_out/accuracy"] == values["held_out/reward"] == 2.5 / 4
+    assert found.pass_at(1) == 2.5 / 4
+    assert found.pass_at(2) == 1.0  # of the two questions with two verdicts
+    assert found.pass_at(3) is None
+
+
+def test_a_measurement_of_which_every_verdict_fails_is_an_error() -> None:
+    class Silent:
+        def encode(self, messages: Any) -> list[int]:
+            return [1]
+
+        def sample(self, prompts: Any, n: int, limits: Any) -> Any:
+            return [[Completion((7,), (-1.0,), "end", "")] * n for _ in prompts]
+
+    class Gone(Task):
+        def score(self, question: Question, completion: str) -> float:
+            raise ConnectionError("nobody there")
+
+    world: Any = Silent()
+
+    def tried(failures: Failures | None) -> Measurement:
+        asked = [Question("a", ""), Question("b", "")]
+        return measure(
+            Gone(), asked, world, world, Limits(1), system="", num_samples=2, scale=Scale(), failures=failures
+        )
+
+    with pytest.raises(TaskError, match=r"all 4 verdicts failed.*nobody there"):
+        tried(Failures(5))
+    with pytest.raises(TaskError, match=r"nobody there.*4 times in a row"):
+        tried(Failures(4))
+    with pytest.raises(TaskError, match=r"^task Gone: score of .*nobody there"):
+        tried(None)
 
 
 def test_rewards_of_zero_and_one_are_an_accuracy() -> None:
@@ -76,6 +122,7 @@ def test_other_rewards_have_an_expected_return_and_no_accuracy(rewards: list[lis
     values = found.metrics("held_out")
     assert values == {
         "held_out/num_questions": 4.0,
+        "held_out/num_unjudged": 0.0,
         "held_out/reward": pytest.approx(interval.mean),
         "held_out/reward_low": pytest.approx(interval.low),
         "held_out/reward_high": pytest.approx(interval.high),
@@ -102,7 +149,8 @@ def test_a_task_that_says_what_solves_it_has_both() -> None:
 
 def test_fewer_than_four_questions_have_no_interval() -> None:
     values = measured([[0.0, 1.0]] * 3, solved=1.0).metrics("held_out")
-    assert values == {"held_out/num_questions": 3.0, "held_out/reward": 0.5, "held_out/accuracy": 0.5}
+    counts = {"held_out/num_questions": 3.0, "held_out/num_unjudged": 0.0}
+    assert values == counts | {"held_out/reward": 0.5, "held_out/accuracy": 0.5}
 
 
 def test_no_interval_leaves_the_rewards_that_a_run_has_seen() -> None:

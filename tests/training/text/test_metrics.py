@@ -1,5 +1,6 @@
 """Metrics are those of what was sampled, by group, under TRL's names."""
 
+import math
 import random
 from collections.abc import Sequence
 from itertools import count
@@ -110,6 +111,39 @@ def test_the_mean_reward_is_not_drawn_to_the_middle_by_replacements() -> None:
     assert abs(unbiased - 0.25) < error
     assert abs(biased - quotient) < error
     assert quotient - 0.25 > 2 * error
+
+
+def test_what_nobody_could_judge_is_counted_and_in_no_other_number() -> None:
+    nan = math.nan
+    found = metrics.of_experience(
+        four_prompts(1, 0, nan, 1, 0.5, 0.5, nan, nan), Scale(0.0, 1.0, 5, graded=True)
+    )
+    known = metrics.of_experience(two_prompts(1, 0, 0.5, 0.5), Scale(0.0, 1.0, 5, graded=True))
+    assert found["num_unjudged"] == 3
+    assert known["num_unjudged"] == 0
+    assert found["reward"] == pytest.approx((0.5 + 1 + 0.5) / 3)  # a mean over prompts; the last has none
+    assert found["sampled/reward"] == pytest.approx(3 / 5)
+    for key in ("reward_std", "frac_reward_zero_std"):  # of the two groups that are whole
+        assert found[key] == known[key]
+    assert found["num_replaced"] == 0
+    assert all(map(math.isfinite, found.values()))
+
+
+def test_a_step_of_which_the_first_draw_failed_has_counts_and_no_reward() -> None:
+    first = four_prompts(*[math.nan] * 8)
+    assert metrics.of_experience(first, Scale()) == {"num_replaced": 0.0, "num_unjudged": 8.0}
+    assert metrics.marks(Coins(0.5), first) == []  # type: ignore[arg-type]
+
+
+def test_a_curriculum_follows_what_could_be_judged() -> None:
+    task: Any = Coins(0.5)
+    assert metrics.marks(task, four_prompts(1, 0, math.nan, 1, 1, 1, math.nan, math.nan)) == [0.5, 1.0, 1.0]
+
+
+def two_prompts(*rewards: float) -> Experience:
+    """The first and the third of four prompts."""
+    sampled = four_prompts(*rewards[:2], 0, 0, *rewards[2:], 0, 0).sampled.select([0, 1, 4, 5])
+    return Experience(sampled, torch.arange(4), torch.arange(4))
 
 
 def four_prompts(*rewards: float) -> Experience:

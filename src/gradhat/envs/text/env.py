@@ -6,19 +6,18 @@ A single-turn task is the one-step case of Gymnasium's five-tuple: every episode
 import string
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, SupportsFloat
+from typing import Any
 
 import gymnasium
 from gymnasium.error import ResetNeeded
 
 from gradhat.envs.text.task import Question, Split, Task, draw, judge, judge_many
+from gradhat.errors import GradhatError, TaskError
 from gradhat.trajectories import Verdict
+from gradhat.verdicts import Failures, plain
 
 Message = dict[str, str]
 """{"role": "system", "user" or "assistant", "content": text}."""
-
-Answer = tuple[list[Message], SupportsFloat, bool, bool, dict[str, Any]]
-"""Observation, reward, terminated, truncated, info."""
 
 SAMPLE_LENGTH = 16
 """Characters in a random sample of a space. Real texts have any length."""
@@ -100,14 +99,17 @@ class SingleTurn(gymnasium.Env[list[Message], str]):
         self._messages = [*opening, {"role": "user", "content": self._question.text}]
         return list(self._messages), {"question": self._question}
 
-    def step(self, action: str) -> Answer:
+    def step(self, action: str) -> tuple[list[Message], float, bool, bool, dict[str, Any]]:
         """Answer the question with a completion: returns messages, reward, terminated=True, truncated=False,
         info.
 
         The messages end with the completion; info is {"verdict": Verdict}. Raises ResetNeeded when no
         question is open.
         """
-        return self.close_with(action, judge(self.task, self.open_question(), action))
+        verdict = judge(self.task, self.open_question(), action)
+        self._question = None
+        messages = [*self._messages, {"role": "assistant", "content": action}]
+        return messages, verdict.reward, True, False, {"verdict": verdict}
 
     def open_question(self) -> Question:
         """Return the question that waits for its answer. ResetNeeded when none does."""
@@ -115,25 +117,48 @@ class SingleTurn(gymnasium.Env[list[Message], str]):
             raise ResetNeeded("step(completion) was asked for, but no question is open. Call reset() first.")
         return self._question
 
-    def close_with(self, action: str, verdict: Verdict) -> Answer:
-        """Return what `step` returns, for a completion that was judged elsewhere."""
+    def close_question(self) -> Question:
+        """Return the question that waits for its answer, which is judged elsewhere: the episode is over."""
+        question = self.open_question()
         self._question = None
-        messages = [*self._messages, {"role": "assistant", "content": action}]
-        return messages, verdict.reward, True, False, {"verdict": verdict}
+        return question
 
 
-def step_all(
+def verdicts(
     envs: Sequence[gymnasium.Env[list[Message], str]],
     actions: Sequence[str],
     tokens: Sequence[Sequence[int]],
-) -> list[Answer]:
-    """Return each environment's answer to its completion, which was sampled as `tokens`.
+    failures: Failures | None = None,
+) -> list[Verdict]:
+    """Return what each environment says of its completion, which was sampled as `tokens`; the episodes are
+    over.
 
-    Episodes of one task are judged together: see `judge_many`. Other environments answer one after the other.
+    Episodes of one task are judged together: see `judge_many`. Other environments, which may be somebody
+    else's, answer one after the other. What `failures` bears is a verdict without a reward.
     """
     single = [env for env in envs if isinstance(env, SingleTurn)]
-    if len(single) < len(envs) or any(env.task is not single[0].task for env in single):
-        return [env.step(action) for env, action in zip(envs, actions, strict=True)]
-    questions = [env.open_question() for env in single]
-    verdicts = judge_many(single[0].task, questions, actions, tokens)
-    return [env.close_with(a, verdict) for env, a, verdict in zip(single, actions, verdicts, strict=True)]
+    if len(single) == len(envs) and all(env.task is single[0].task for env in single):
+        questions = [env.close_question() for env in single]
+        return judge_many(single[0].task, questions, actions, tokens, failures)
+    borne = failures or Failures()
+    return [borne.bear(partial(_verdict, env, action)) for env, action in zip(envs, actions, strict=True)]
+
+
+def _verdict(env: gymnasium.Env[list[Message], str], action: str) -> Verdict:
+    """Return what an environment says of an answer, in plain numbers; TaskError where it fails."""
+    try:
+        *_, info = env.step(action)
+        found = dict(info).get("verdict")
+    except GradhatError:
+        raise
+    except Exception as error:
+        raise TaskError(f"step() of {env} raised {type(error).__name__}: {error}. Repair it.") from error
+    if not isinstance(found, Verdict):
+        raise TaskError(
+            f"step() was asked for a verdict, but its info has {sorted(map(str, info))}. "
+            "Put a Verdict at info['verdict']."
+        )
+    try:
+        return plain(found)
+    except ValueError as error:
+        raise TaskError(f"step() put a verdict into its info that cannot be used: {error}.") from error

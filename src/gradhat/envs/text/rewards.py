@@ -9,6 +9,7 @@ be `async`. None means that it says nothing of a completion.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,7 +19,7 @@ from gradhat.envs.text.task import TIME_LIMIT, Question, Task, judge
 from gradhat.errors import TaskError
 from gradhat.importing import load_file
 from gradhat.trajectories import Verdict
-from gradhat.verdicts import number, plain
+from gradhat.verdicts import number
 
 OWN = "task"
 """The name of the task's own score among the parts of a reward."""
@@ -55,8 +56,8 @@ class Rewarded:
     ) -> list[Verdict]:
         """Return a verdict for each completion, whose parts are what each function said, unweighted.
 
-        TaskError for a function that raises, takes too long, or returns something else than one number or
-        None a completion, and for a completion of which no function says anything.
+        TaskError for a function that raises, takes too long, or returns no list of this length. A completion
+        of which one says something that is no number, or none says anything, has a verdict without a reward.
         """
         found = [self._ask(part, questions, completions, tokens) for part in self.parts]
         return [self._sum(list(row)) for row in zip(*found, strict=True)]
@@ -67,7 +68,7 @@ class Rewarded:
         questions: Sequence[Question],
         completions: Sequence[str],
         tokens: Sequence[Sequence[int]],
-    ) -> list[float | None]:
+    ) -> Sequence[object]:
         if part.function is None:
             return [judge(self.task, q, c).reward for q, c in zip(questions, completions, strict=True)]
         function, given = part.function, arguments(questions, completions, tokens)
@@ -77,25 +78,24 @@ class Rewarded:
             raise TaskError(
                 f"{asked} returned {shown(found)}. Return a list with a number or None for each completion."
             )
-        return [_said(asked, value) for value in cast(Sequence[object], found)]
+        return cast(Sequence[object], found)
 
-    def _sum(self, said: Sequence[float | None]) -> Verdict:
-        known = {p.name: value for p, value in zip(self.parts, said, strict=True) if value is not None}
+    def _sum(self, said: Sequence[object]) -> Verdict:
+        known: dict[str, float] = {}
+        for part, value in zip(self.parts, said, strict=True):
+            found = number(value)
+            if found is not None:
+                known[part.name] = found
+            elif value is not None:
+                why = f"reward {part.name} returned {shown(value)} for it: return a finite number or None"
+                return Verdict(math.nan, {}, why)
         if not known:
-            raise TaskError(
-                f"rewards {', '.join(p.name for p in self.parts)}: all say None of a completion. "
-                "Let one of them return a number for every completion."
-            )
+            names = ", ".join(part.name for part in self.parts)
+            why = f"rewards {names} all say None of it: let one return a number for every completion"
+            return Verdict(math.nan, {}, why)
         weights = {part.name: part.weight for part in self.parts}
         total = sum(weights[name] * value for name, value in known.items())
-        return plain(Verdict(total, known, ", ".join(f"{name} {value:g}" for name, value in known.items())))
-
-
-def _said(asked: str, value: object) -> float | None:
-    found = None if value is None else number(value)
-    if value is not None and found is None:
-        raise TaskError(f"{asked} returned {shown(value)} for a completion. Return a finite number or None.")
-    return found
+        return Verdict(total, known, ", ".join(f"{name} {value:g}" for name, value in known.items()))
 
 
 def arguments(

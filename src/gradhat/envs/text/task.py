@@ -8,6 +8,7 @@ into a TaskError.
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
@@ -16,7 +17,7 @@ from gradhat.envs.text.solved import own
 from gradhat.envs.text.verify import shorten
 from gradhat.errors import TaskError
 from gradhat.trajectories import Verdict
-from gradhat.verdicts import plain, writable
+from gradhat.verdicts import Failures, plain, writable
 
 Split = Literal["train", "held_out"]
 Say = Callable[[str], object]
@@ -183,23 +184,33 @@ def judge(task: Task, question: Question, completion: str, *, seconds: float = T
 
 
 def judge_many(
-    task: Task, questions: Sequence[Question], completions: Sequence[str], tokens: Sequence[Sequence[int]]
+    task: Task,
+    questions: Sequence[Question],
+    completions: Sequence[str],
+    tokens: Sequence[Sequence[int]],
+    failures: Failures | None = None,
 ) -> list[Verdict]:
     """Return the verdict of each completion: together where the task has a method `score_many(questions,
     completions, tokens)`, else one after the other by `judge`.
 
     `tokens` are the ids that each completion was sampled as. A batch has the time of as many calls. Errors
-    are those of `judge`; a list of another length is a TaskError too.
+    are those of `judge`; a list of another length is a TaskError too. What `failures` bears is a verdict
+    without a reward; None bears nothing. A batch that fails as a whole is one failure.
     """
+    borne = failures or Failures()
     together: Any = getattr(task, "score_many", None)
     if not callable(together):
-        return [judge(task, q, c) for q, c in zip(questions, completions, strict=True)]
+        pairs = zip(questions, completions, strict=True)
+        return [borne.bear(partial(judge, task, question, said)) for question, said in pairs]
     asked = f"{_name(task)}: score_many of {len(questions)} completions"
     seconds = TIME_LIMIT * len(questions)
-    found = guarded(asked, seconds, lambda: settled(together(questions, completions, tokens)))
-    if not isinstance(found, list | tuple) or len(cast(Sequence[object], found)) != len(questions):
-        raise TaskError(f"{asked} returned {shown(found)}. Return a list with one verdict for each.")
-    return [_plain(asked, verdict) for verdict in cast(Sequence[object], found)]
+    try:
+        found = guarded(asked, seconds, lambda: settled(together(questions, completions, tokens)))
+        if not isinstance(found, list | tuple) or len(cast(Sequence[object], found)) != len(questions):
+            raise TaskError(f"{asked} returned {shown(found)}. Return a list with one verdict for each.")
+    except TaskError as error:
+        return [borne.failed(error)] * len(questions)
+    return [borne.bear(partial(_plain, asked, verdict)) for verdict in cast(Sequence[object], found)]
 
 
 def _plain(asked: str, found: object) -> Verdict:

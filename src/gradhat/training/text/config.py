@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from gradhat.errors import ConfigError
 from gradhat.training.run_folder import RunFolder
+from gradhat.verdicts import PATIENCE
 
 REINFORCE = "reinforce"
 """The algorithm that is a page of its own, with a moving average; the others are rows of the group family."""
@@ -99,6 +100,9 @@ class TrainConfig:
     """Checkpoints left in the run folder, the newest ones."""
     max_skipped_steps: int = 5
     """Steps in a row that a non-finite gradient may spoil before the run stops."""
+    max_unjudged: int = PATIENCE
+    """Verdicts in a row that fail (the task raises, hangs or answers nonsense) until the run stops. Fewer are
+    counted, and their groups replaced."""
     seed: int = 0
     """Every random choice of the run follows from it."""
     num_threads: int | None = None
@@ -138,7 +142,7 @@ def differences(mine: TrainConfig, theirs: TrainConfig) -> list[str]:
 COUNTS = (
     *("num_steps", "num_prompts", "group_size", "max_new_tokens", "num_epochs", "token_budget", "num_slots"),
     *("eval_every", "eval_questions", "eval_samples", "final_questions", "final_samples"),
-    *("checkpoint_every", "keep_checkpoints", "max_skipped_steps"),
+    *("checkpoint_every", "keep_checkpoints", "max_skipped_steps", "max_unjudged"),
 )
 
 RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (

@@ -10,7 +10,8 @@ from gradhat.errors import TaskError
 from gradhat.intervals import FEWEST, Interval, Seen, mean_interval, share_interval
 from gradhat.policies.language.chat import Chat
 from gradhat.rollouts.engine import Completion, Limits, Sampler
-from gradhat.trajectories import Record
+from gradhat.trajectories import Record, Verdict
+from gradhat.verdicts import Failures
 
 
 @dataclass
@@ -38,9 +39,19 @@ class Measurement:
     scale: Scale
     """Of the rewards of the run so far, these among them."""
 
+    def verdicts(self) -> list[list[Verdict]]:
+        """Return the verdicts of each question's samples, without those that failed and without questions of
+        which all failed."""
+        judged = [[r.verdict for r in records if r.verdict.judged] for records in self.records]
+        return [verdicts for verdicts in judged if verdicts]
+
+    def num_unjudged(self) -> int:
+        """Return how many verdicts failed."""
+        return sum(map(len, self.records)) - sum(map(len, self.verdicts()))
+
     def rewards(self) -> list[list[float]]:
         """Return the rewards of each question's samples."""
-        return [[r.verdict.reward for r in records] for records in self.records]
+        return [[verdict.reward for verdict in verdicts] for verdicts in self.verdicts()]
 
     def reward(self) -> Interval:
         """Return the expected return: the mean over questions."""
@@ -49,7 +60,7 @@ class Measurement:
     def solved(self) -> list[list[bool]] | None:
         """Return which samples of each question solve it; None where nothing says what that is."""
         rule = solves(self.task, graded=self.scale.graded)
-        return rule and [[rule(r.verdict) for r in records] for records in self.records]
+        return rule and [[rule(verdict) for verdict in verdicts] for verdicts in self.verdicts()]
 
     def accuracy(self) -> Interval | None:
         """Return the share of samples that solve their question."""
@@ -62,18 +73,20 @@ class Measurement:
         return len(self.records[0])
 
     def pass_at(self, k: int) -> float | None:
-        """Return the chance that any of `k` samples solves a question, averaged over questions."""
-        solved, n = self.solved(), self.num_samples
-        return None if solved is None else sum(pass_at_k(n, sum(s), k) for s in solved) / len(solved)
+        """Return the chance that any of `k` samples solves a question, averaged over the questions of which
+        so many were judged."""
+        found = [pass_at_k(len(s), sum(s), k) for s in self.solved() or [] if len(s) >= k]
+        return sum(found) / len(found) if found else None
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Return reward and accuracy with their intervals, where there are enough questions for these."""
         found: list[tuple[str, Interval | None]] = [("reward", self.reward()), ("accuracy", self.accuracy())]
-        values = {"num_questions": float(len(self.questions))}
+        num_questions = len(self.verdicts())
+        values = {"num_questions": float(num_questions), "num_unjudged": float(self.num_unjudged())}
         for name, interval in found:
             if interval is not None:
                 values[name] = interval.mean
-                if len(self.questions) >= FEWEST:
+                if num_questions >= FEWEST:
                     values |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
         return {f"{prefix}/{name}": value for name, value in values.items()}
 
@@ -112,15 +125,25 @@ def measure(
     system: str,
     num_samples: int,
     scale: Scale,
+    failures: Failures | None = None,
 ) -> Measurement:
     """Sample `num_samples` completions of each question and let the task judge them; `scale` sees the
-    rewards."""
+    rewards.
+
+    Verdicts that fail are counted and left out, as long as `failures` bears them; None bears none. TaskError
+    where all fail.
+    """
     prompts = [prompt_of(question, chat, system) for question in questions]
     answers = sampler.sample(prompts, num_samples, limits)
     asked = [q for q in questions for _ in range(num_samples)]
     said = [c for completions in answers for c in completions]
-    verdicts = judge_many(task, asked, [c.text for c in said], [c.tokens for c in said])
-    scale.take([verdict.reward for verdict in verdicts])
+    verdicts = judge_many(task, asked, [c.text for c in said], [c.tokens for c in said], failures)
+    if not any(verdict.judged for verdict in verdicts):
+        raise TaskError(
+            f"measure {len(questions)} held-out questions: found that all {len(verdicts)} verdicts failed. "
+            f"The last one: {verdicts[-1].why}"
+        )
+    scale.take([verdict.reward for verdict in verdicts if verdict.judged])
     flat = [Record(q.text, c.text, v, c.stop) for q, c, v in zip(asked, said, verdicts, strict=True)]
     records = [flat[i : i + num_samples] for i in range(0, len(flat), num_samples)]
     return Measurement(task, questions, prompts, answers, records, replace(scale))

@@ -2,12 +2,11 @@
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from gradhat.envs.text import solved
 from gradhat.envs.text.task import Task
-from gradhat.estimators.group import silent
 from gradhat.intervals import FEWEST
 from gradhat.rollouts.episodes import Experience
 from gradhat.training.text.evaluate import Scale, reward_interval
@@ -39,19 +38,31 @@ def of_experience(experience: Experience, scale: Scale) -> dict[str, float]:
 
     Rewards, lengths, silence and entropy are those of the first draw. Prompts are drawn until enough groups
     differ, so over everything sampled the mean reward is a quotient that is drawn to the middle, and in the
-    chosen batch it is a choice: only the first draw is fixed before any reward is known. Groups have one
-    size. `scale` has seen the rewards.
+    chosen batch it is a choice: only the first draw is fixed before any reward is known. Completions that
+    nobody could judge are counted, and are in none of the other numbers; what is said of groups is said of
+    those that are whole. `scale` has seen the rewards.
     """
-    sampled, first = experience.sampled, experience.sampled.select(experience.first)
-    rewards = _by_group(first)
+    drawn = experience.sampled.select(experience.first)
+    sampled, first = judged(experience.sampled), judged(drawn)
+    metrics = {
+        "num_replaced": float(len(_sizes(experience.sampled)) - len(_sizes(drawn))),
+        "num_unjudged": float(len(experience.sampled) - len(sampled)),
+    }
+    return metrics | (_of_judged(sampled, first, _sizes(drawn), scale) if len(first) else {})
+
+
+def _of_judged(
+    sampled: Trajectories, first: Trajectories, sizes: Mapping[int, int], scale: Scale
+) -> dict[str, float]:
+    """Return the metrics of what could be judged; `sizes` are those of the groups as they were drawn."""
+    by_group = _by_group(first)
+    rewards = list(by_group.values())
+    whole = [group for number, group in by_group.items() if len(group) == sizes[number]]
     interval = reward_interval(rewards, scale)
     lengths = [int(n) for n in first.mask.sum(-1)]
     metrics = {
         "reward": interval.mean,
-        "reward_std": sum(map(_deviation, rewards)) / len(rewards),
-        "frac_reward_zero_std": float(silent(first.returns(), first.group).float().mean()),
         "sampled/reward": float(sampled.returns().mean()),
-        "num_replaced": float(len(_by_group(sampled)) - len(rewards)),
         "completions/mean_length": sum(lengths) / len(lengths),
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
@@ -60,7 +71,15 @@ def of_experience(experience: Experience, scale: Scale) -> dict[str, float]:
     }
     if len(rewards) >= FEWEST:
         metrics |= {"reward_low": interval.low, "reward_high": interval.high}
+    if whole:
+        metrics["reward_std"] = sum(map(_deviation, whole)) / len(whole)
+        metrics["frac_reward_zero_std"] = sum(min(group) == max(group) for group in whole) / len(whole)
     return metrics | _parts(first)
+
+
+def judged(trajectories: Trajectories) -> Trajectories:
+    """Return the trajectories that have a reward."""
+    return trajectories.select([i for i, r in enumerate(trajectories.records) if r.verdict.judged])
 
 
 def of_update(learned: Mapping[str, float]) -> dict[str, float]:
@@ -76,7 +95,7 @@ def marks(task: Task, experience: Experience) -> list[float]:
 
     That is the share of completions that solve it where `task` says what that is, else the mean reward.
     """
-    first = experience.sampled.select(experience.first)
+    first = judged(experience.sampled.select(experience.first))
     found = solved.marks(task, [record.verdict for record in first.records])
     groups: defaultdict[int, list[float]] = defaultdict(list)
     for group, mark in zip(first.group.tolist(), found, strict=True):
@@ -89,11 +108,16 @@ def num_tokens(sampled: Trajectories) -> int:
     return sum(map(len, sampled.numbers())) + int(sampled.mask.sum())
 
 
-def _by_group(sampled: Trajectories) -> list[list[float]]:
+def _sizes(sampled: Trajectories) -> Counter[int]:
+    """Return the size of each group, by its number."""
+    return Counter(sampled.group.tolist())
+
+
+def _by_group(sampled: Trajectories) -> dict[int, list[float]]:
     groups: defaultdict[int, list[float]] = defaultdict(list)
     for group, reward in zip(sampled.group.tolist(), sampled.returns().tolist(), strict=True):
         groups[group].append(reward)
-    return list(groups.values())
+    return groups
 
 
 def _deviation(rewards: list[float]) -> float:

@@ -27,6 +27,8 @@ def progress_line(
         parts.append(f"reward {written(ends(metrics, 'reward'), num_prompts, scale)}")
     if metrics.get("num_replaced"):
         parts.append(f"replaced {metrics['num_replaced']:.0f}")
+    if metrics.get("num_unjudged"):
+        parts.append(f"unjudged {metrics['num_unjudged']:.0f}")
     for key, name, form in (
         ("completions/mean_length", "length", ".1f"),
         ("entropy", "entropy", "z.3f"),

@@ -27,7 +27,8 @@ def write_rollouts(
 def rollout_rows(
     step: int, sampled: Trajectories, chosen: Tensor, adv: Tensor | None
 ) -> Iterator[dict[str, Any]]:
-    """Yield one row per trajectory. Token lists stop at its last step; `adv` is null without credit."""
+    """Yield one row per trajectory. Token lists stop at its last step; `adv` is null without credit,
+    `reward` where nobody could judge."""
     credit = {} if adv is None else dict(zip(chosen.tolist(), adv, strict=True))
     for i, record in enumerate(sampled.records):
         mask = sampled.mask[i]
@@ -38,7 +39,7 @@ def rollout_rows(
             "version": int(sampled.version[i]),
             "prompt": record.prompt,
             "completion": record.completion,
-            "reward": record.verdict.reward,
+            "reward": record.verdict.reward if record.verdict.judged else None,
             "parts": json.dumps(record.verdict.parts),
             "why": record.verdict.why,
             "stop": record.stop,

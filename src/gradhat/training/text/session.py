@@ -34,6 +34,7 @@ from gradhat.training.text.progress import judged, progress_line
 from gradhat.training.text.rollouts import write_rollouts
 from gradhat.training.text.source import Source
 from gradhat.trajectories import Trajectories
+from gradhat.verdicts import Failures
 
 
 @dataclass
@@ -61,6 +62,8 @@ class Session:
     """Optimiser steps the weights have seen: skipped ones do not count, epochs do."""
     skipped: int = 0
     """Batches in a row, up to the present, all of whose optimiser steps a non-finite gradient spoilt."""
+    failures: Failures = field(default_factory=Failures)
+    """Verdicts in a row that failed."""
     num_tokens: int = 0
     """Tokens of prompts and completions so far."""
     scale: Scale = field(default_factory=Scale)
@@ -145,7 +148,7 @@ class Session:
         clock.lap("sample")
         batch, learned = self.learner.learn(experience.sampled.select(experience.chosen))
         clock.lap("update")
-        self.scale.take(experience.sampled.returns().tolist())
+        self.scale.take(metrics.judged(experience.sampled).returns().tolist())
         values = metrics.of_update(learned) | metrics.of_experience(experience, self.scale)
         values |= {"num_too_long": float(num_too_long)} | _count(self, experience.sampled, learned)
         if self.source.observe(metrics.marks(self.source.task, experience)):
@@ -245,6 +248,7 @@ def prepare(config: TrainConfig) -> Session:
         engine=Engine(network, chat, num_slots=config.num_slots),
         optimizer=optimizer,
         learner=make_learner(config, network, optimizer, model),
+        failures=Failures(config.max_unjudged),
         source=Source(levels, system=config.system, threshold=config.curriculum_threshold, seed=config.seed),
     )
 
@@ -264,6 +268,7 @@ def _sample(session: Session) -> tuple[Experience, int]:
         version=session.version,
         silent=session.learner.silent,
         max_replacements=config.max_replacements if config.replace_silent else 0,
+        failures=session.failures,
     )
     return experience, starts.dropped
 
@@ -304,6 +309,7 @@ def _measure(
         system=config.system,
         num_samples=num_samples,
         scale=session.scale,
+        failures=session.failures,
     )
 
 
