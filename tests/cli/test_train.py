@@ -216,3 +216,32 @@ def test_columns_belong_to_a_file_of_questions(
 ) -> None:
     assert main(["train", *flags, "--dry-run"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_is_taken_is_refused_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(config: object) -> None:
+        pytest.fail("it was loaded")
+
+    monkeypatch.setattr("gradhat.training.control.session.prepare", prepare)
+    (tmp_path / "thesis.tex").write_text("x")
+    assert main(["train", "ppo", "--env", "CartPole-v1", "--out", str(tmp_path)]) == 1
+    assert "thesis.tex" in capsys.readouterr().err
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir("/")
+    flags = "--num-envs 2 --num-steps 8 --num-minibatches 1 --hidden 4 --num-frames 32 --log-every 16"
+    flags += " --eval-every 0 --eval-episodes 2 --eval-max-steps 5"
+    assert main(["train", "ppo", *flags.split(), "--out=~/run"]) == 0
+    assert (tmp_path / "run/summary.json").exists()
+    assert main(["train", "--resume=~/run", "--num-frames", "48"]) == 0
+    assert main(["eval", "~/run", "--episodes", "2"]) == 0
+    assert main(["plot", "~/run", "--out=~/curve"]) == 0
+    assert (tmp_path / "curve.png").exists()
+    assert main(["watch", "~/run", "--max-steps", "2", "--out=~/film.gif"]) == 0
+    assert (tmp_path / "film.gif").exists()

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from pyarrow import parquet
 
 from gradhat.errors import RunError
-from gradhat.training.run_folder import RunFolder, whole_file
+from gradhat.training.run_folder import RunFolder, reserved, whole_file
+from gradhat.training.sweeps.plan import locked
 from gradhat.training.text.rollouts import write_rollouts
 from gradhat.trajectories import Record, Trajectories, Verdict
 
@@ -233,3 +235,53 @@ def test_a_name_that_no_disk_takes_is_said_as_such(tmp_path: Path) -> None:
     place = tmp_path / ("a" * 300)
     with pytest.raises(RunError, match="File name too long"), whole_file(place) as partial:
         partial.write_text("text")
+
+
+@pytest.mark.parametrize("code", [errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_no_other_process(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with RunFolder.create(tmp_path / "run", CONFIG) as run:
+        assert run.config() == CONFIG
+    assert f"{tmp_path}/run cannot be locked" in capsys.readouterr().err
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_syncs_files_only_will_do(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, synced = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        synced.append(descriptor)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with whole_file(tmp_path / "x") as partial:
+        partial.write_text("all")
+    assert (tmp_path / "x").read_text() == "all" and synced
+
+
+def test_a_disk_that_cannot_sync_a_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(RunError, match="Input/output error"), whole_file(tmp_path / "x") as partial:
+        partial.write_text("all")
+
+
+def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:
+    base = tmp_path / "runs/ppo-20261201-000000"
+    found = [reserved(base) for _ in range(3)]
+    assert [path.name for path in found] == [base.name, f"{base.name}-2", f"{base.name}-3"]
+    for path in found:
+        RunFolder.create(path, CONFIG).close()

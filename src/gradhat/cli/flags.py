@@ -1,7 +1,8 @@
 """Command-line flags from a dataclass: its fields are the names and defaults, its docstrings the help."""
 
 import difflib
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from gradhat.errors import ConfigError
@@ -35,7 +36,20 @@ def parse(default: F, argv: list[str], *, prog: str, description: str, kind: Any
             f"{prog} {wrong}: no such {'flag' if wrong.startswith('-') else 'argument'}.{near(wrong, known)} "
             f"Known flags: {' '.join(known)}."
         )
-    return flags
+    return at_home(flags)
+
+
+def at_home(flags: F) -> F:
+    """Return `flags` with the home folder in place of "~" in every path."""
+    assert is_dataclass(flags)
+    changed: dict[str, Any] = {}
+    for field in fields(flags):
+        value = getattr(flags, field.name)
+        if isinstance(value, Path):
+            changed[field.name] = value.expanduser()
+        elif is_dataclass(value):
+            changed[field.name] = at_home(value)
+    return replace(flags, **changed)  # pyright: ignore[reportReturnType, reportArgumentType]
 
 
 def gathered(argv: list[str], flag: str) -> list[str]:

@@ -13,7 +13,7 @@ from gradhat.cli import recipes
 from gradhat.cli.columns import Columns, is_questions
 from gradhat.cli.flags import gathered, near, parse
 from gradhat.errors import ConfigError, RunError
-from gradhat.training.run_folder import RunFolder
+from gradhat.training.run_folder import RunFolder, refuse_taken, reserved
 
 if TYPE_CHECKING:
     from gradhat.training.loop import Session
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     """Train, and return the exit code: 0 when finished, 128 + N when signal N stopped it."""
     name, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     resumed = _value_of("--resume", flags)
-    kind, config = _resumed(Path(resumed)) if resumed and name is None else _named(name, flags)
+    kind, config = _resumed(Path(resumed).expanduser()) if resumed and name is None else _named(name, flags)
     prog = f"gradhat train {name or ''}".rstrip()
     flags = gathered(flags, "--reward")
     launch = parse(kind.launch(config), flags, prog=prog, description=DESCRIPTION, kind=kind.launch)
@@ -167,13 +167,13 @@ def _run(kind: Kind[Any], launch: Launch[Any], name: str) -> int:
             return train(run, session, kind.to_json(launch.config), restart=launch.restart)
     if launch.restart:
         raise ConfigError("--restart without --resume: found no run to begin again. Add --resume RUN.")
+    if launch.out is not None:
+        refuse_taken(launch.out)
     # The folder comes last: a task, a model or an environment that cannot be used leaves none behind.
-    out = launch.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with (
-        closing(kind.prepare(launch.config)) as session,
-        RunFolder.create(out, kind.to_json(launch.config)) as run,
-    ):
-        return train(run, session)
+    with closing(kind.prepare(launch.config)) as session:
+        out = launch.out or reserved(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        with RunFolder.create(out, kind.to_json(launch.config)) as run:
+            return train(run, session)
 
 
 def _check_resume(kind: Kind[Any], launch: Launch[Any], path: Path) -> None:

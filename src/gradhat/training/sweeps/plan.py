@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradhat.errors import ConfigError, RunError
-from gradhat.training.run_folder import PARTIAL, whole_file, writing
+from gradhat.training.run_folder import PARTIAL, lock, whole_file, writing
 from gradhat.training.sweeps.grid import NAME, Point, flat, name_of, shown, varying
 
 PLAN = "sweep.json"
@@ -103,21 +103,14 @@ def keys_of(folder: Path) -> list[str] | None:
 @contextmanager
 def locked(folder: Path) -> Generator[None]:
     """Keep other sweeps out of `folder`. RunError when one is running there."""
-    import fcntl
-
-    with writing(folder):
-        lock = os.open(folder, os.O_RDONLY)
+    descriptor = lock(
+        folder,
+        f"sweep in {folder}: another sweep is running there. Wait for it, stop it, or choose another --out.",
+    )
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(
-                f"sweep in {folder}: another sweep is running there. "
-                "Wait for it, stop it, or choose another --out."
-            ) from error
         yield
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
 def _known(folder: Path) -> dict[str, dict[str, Any]]:
