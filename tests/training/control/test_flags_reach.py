@@ -76,6 +76,7 @@ OTHER: dict[str, Any] = {
     "num_frames": 120,
     "log_every": 24,
     "eval_max_steps": 3,
+    "eval_envs": 1,
     "eval_every": 0,
     "checkpoint_every": 24,
 }
@@ -203,7 +204,7 @@ OF_LEARNING = [
 ]
 LEARNED = ("env", "env_args", "num_envs", "num_frames", "seed")
 """What all algorithms share and what changes what is learned."""
-MEASURED = ("log_every", "eval_policy", "eval_every", "eval_episodes", "eval_max_steps")
+MEASURED = ("log_every", "eval_policy", "eval_every", "eval_episodes", "eval_envs", "eval_max_steps")
 """What changes the lines of a run, and nothing that is learned."""
 NOWHERE = ("checkpoint_every", "keep_checkpoints", "num_threads")
 """What changes no number of a run."""

@@ -163,7 +163,7 @@ def test_a_judge_can_share_out_any_number(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(worlds, "make", lambda config, num_envs: made.append(num_envs))
     for count in range(1, 251):
         session.judge(replace(ControlConfig(settings.PPO()), eval_episodes=count))
-        assert count % made[-1] == 0 and made[-1] <= session.MOST_ENVS
+        assert count % made[-1] == 0 and made[-1] <= ControlConfig(settings.PPO()).eval_envs
     assert made[6] == 7 and made[99] == 100 and made[249] == 50
 
 
@@ -197,3 +197,29 @@ def test_returns_are_raw_and_normalisers_stay_as_they_are() -> None:
     before = greedy(seen)
     moments.update(np.full((500, 3), 9.0))
     assert torch.equal(greedy(seen), before), "what is measured is the policy of its moment"
+
+
+@pytest.mark.parametrize(
+    ("stepped", "eval_envs", "made"), [("sync", 100, 6), ("sync", 4, 3), ("async", 100, 2), ("native", 1, 1)]
+)
+def test_measuring_makes_as_many_environments_as_it_may_and_steps_them_as_training_does(
+    monkeypatch: pytest.MonkeyPatch, stepped: Any, eval_envs: int, made: int
+) -> None:
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(worlds, "make", lambda config, n: asked.append((config.vectorization, n)))
+    learning = settings.PPO()
+    config = ControlConfig(learning, num_envs=2, vectorization=stepped, eval_episodes=6, eval_envs=eval_envs)
+    session.judge(config)
+    assert asked == [(stepped, made)]
+
+
+def test_no_second_world_is_made_before_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A world that holds a port, or all of the memory, trains alone."""
+    made: list[int] = []
+    make = worlds.make
+    monkeypatch.setattr(worlds, "make", lambda config, n: (made.append(n), make(config, n))[1])
+    config = ControlConfig(settings.PPO(num_steps=4), num_envs=2, eval_every=0, eval_episodes=3)
+    run = session.prepare(config)
+    assert run.before() == {} and made == [2]
+    assert run.judge is run.judge and made == [2, 3]
+    run.close()

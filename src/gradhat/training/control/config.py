@@ -51,6 +51,8 @@ class ControlConfig(Generic[L]):
     """Frames between two measurements; 0 measures after the last frame only."""
     eval_episodes: int = 100
     """Episodes of such a measurement, as many of every environment."""
+    eval_envs: int = 100
+    """Most environments of such a measurement, beside those of training. They are made when it begins."""
     eval_max_steps: int = 2_000
     """An episode of such a measurement that is longer is cut there: without a time limit a bad policy may
     never end."""
@@ -101,7 +103,15 @@ def env_kwargs(config: ControlConfig[Any]) -> dict[str, Any]:
 
 
 COUNTS = (
-    *("num_envs", "num_frames", "log_every", "eval_episodes", "eval_max_steps", "checkpoint_every"),
+    *(
+        "num_envs",
+        "num_frames",
+        "log_every",
+        "eval_episodes",
+        "eval_envs",
+        "eval_max_steps",
+        "checkpoint_every",
+    ),
     *("keep_checkpoints", "num_threads", "num_workers", "num_steps", "episodes_per_env", "num_updates"),
     *("capacity", "batch_size", "num_epochs", "num_minibatches", "value_minibatches", "target_every"),
     *("actor_every", "n_step", "num_atoms", "epsilon_frames", "cg_iterations", "backtrack_steps"),

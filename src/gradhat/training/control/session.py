@@ -31,8 +31,6 @@ from gradhat.training.seed import derive
 from gradhat.training.trust import allow
 
 STATE = "state.safetensors"
-MOST_ENVS = 100
-"""Most environments of a measurement."""
 
 
 class Session:
@@ -40,8 +38,10 @@ class Session:
 
     longer = "--num-frames"
 
-    def __init__(self, config: ControlConfig[Any], world: World, agent: Agent, judge: World) -> None:
-        self.config, self.world, self.agent, self.judge = config, world, agent, judge
+    def __init__(
+        self, config: ControlConfig[Any], world: World, agent: Agent, judge: World | None = None
+    ) -> None:
+        self.config, self.world, self.agent, self._judge = config, world, agent, judge
         self.measured: Measured = measured(config, world)
         """Which policy is measured."""
         self.step = 0
@@ -166,7 +166,15 @@ class Session:
     def close(self) -> None:
         """Free the environments."""
         self.agent.close()
-        self.judge.close()
+        if self._judge is not None:
+            self._judge.close()
+
+    @property
+    def judge(self) -> World:
+        """The environments of measurements, made at the first of them: some worlds cannot be had twice."""
+        if self._judge is None:
+            self._judge = judge(self.config)
+        return self._judge
 
     def _due(self, every: int) -> bool:
         """Return whether a multiple of `every` frames lies in the present step."""
@@ -254,7 +262,7 @@ def prepare(config: ControlConfig[Any]) -> Session:
     world = worlds.make(config, config.num_envs)
     try:
         check_actions(config, world)
-        return Session(config, world, ALGORITHMS[config.algorithm].make(config, world), judge(config))
+        return Session(config, world, ALGORITHMS[config.algorithm].make(config, world))
     except BaseException:
         world.close()
         raise
@@ -273,10 +281,12 @@ def measured(config: ControlConfig[Any], world: World) -> Measured:
 
 
 def judge(config: ControlConfig[Any]) -> World:
-    """Return the environments of measurements: each plays as many of the episodes."""
-    most = min(MOST_ENVS, config.eval_episodes)
-    num_envs = next(n for n in range(most, 0, -1) if config.eval_episodes % n == 0)
-    return worlds.make(replace(config, vectorization="auto"), num_envs)
+    """Return the environments of measurements, stepped as those of training: each plays as many of the
+    episodes. A process each is costly: no more of those than in training.
+    """
+    most = min(config.eval_envs, config.eval_episodes)
+    most = min(most, config.num_envs) if config.vectorization == "async" else most
+    return worlds.make(config, next(n for n in range(most, 0, -1) if config.eval_episodes % n == 0))
 
 
 def diverged(values: Mapping[str, float]) -> str:
