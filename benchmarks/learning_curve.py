@@ -20,24 +20,16 @@ LINES = ("#1f5fbf", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7")
 
 def curve(run: Path) -> tuple[list[float], list[float], list[float], list[float]]:
     """Return minutes of training, held-out accuracy and its interval, wherever it was measured."""
-    minutes, columns = 0.0, ([], [], [], [])
+    minutes, points = 0.0, dict[int, tuple[float, ...]]()
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         minutes += row.get("step_time", 0.0) / 60
         if "held_out/accuracy" in row:
-            found = (
-                minutes,
-                row["held_out/accuracy"],
-                row["held_out/accuracy_low"],
-                row["held_out/accuracy_high"],
-            )
-            for column, value in zip(columns, found, strict=True):
-                column.append(value)
-    # The measurement after the last step has more samples than the one in it.
-    after = json.loads((run / "summary.json").read_text())["after"]
-    for column, key in zip(columns[1:], ("accuracy", "accuracy_low", "accuracy_high"), strict=True):
-        column[-1] = after[f"held_out/{key}"]
-    return columns
+            ends = (row[f"held_out/accuracy{end}"] for end in ("", "_low", "_high"))
+            # What is measured after the last step takes the place of what was measured in it.
+            points[row["step"]] = (minutes, *ends)
+    first, second, third, fourth = (list(column) for column in zip(*points.values(), strict=True))
+    return first, second, third, fourth
 
 
 def draw(out: Path, runs: list[Path]) -> None:

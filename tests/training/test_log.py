@@ -7,7 +7,7 @@ from typing import TextIO
 
 import pytest
 
-from gradhat.training.log import Log, duration, known_after
+from gradhat.training.log import RECENT, SILENCE, Log, duration, known_after, seconds_left
 from gradhat.training.text.progress import progress_line
 from gradhat.trajectories import Record, Verdict
 
@@ -79,22 +79,55 @@ def test_the_held_out_accuracy_stays_on_the_line_between_measurements() -> None:
     out = io.StringIO()
     with log_of_100(out=out) as log:
         log.step(0, HELD_OUT)
-        log.step(1, METRICS)
-    assert (
-        out.getvalue()
-        .splitlines()[1]
-        .startswith("step 1/100  held-out accuracy 0.470 [0.410, 0.530]  reward 0.500")
-    )
+        log.step(100, METRICS)
+    line = out.getvalue().splitlines()[1]
+    assert line.startswith("step 100/100  held-out accuracy 0.470 [0.410, 0.530]  reward 0.500")
 
 
-def test_without_a_terminal_each_step_is_a_plain_line() -> None:
+def test_without_a_terminal_a_line_is_written_for_each_measurement_the_first_and_the_last() -> None:
     out = io.StringIO()
     with log_of_100(out=out) as log:
-        log.step(1, METRICS)
-        log.step(2, METRICS)
+        for step in range(101):
+            log.step(step, METRICS | (HELD_OUT if step in (30, 70) else {}))
     lines = out.getvalue().splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["step 1/100", "step 2/100"]
+    assert [line.split("  ")[0] for line in lines] == [f"step {i}/100" for i in (0, 30, 70, 100)]
     assert "\x1b" not in out.getvalue()
+
+
+def test_a_long_silence_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, now = io.StringIO(), [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with log_of_100(out=out) as log:
+        for step in range(5):
+            log.step(step, METRICS)
+            now[0] += 0.6 * SILENCE
+    assert [line.split("  ")[0] for line in out.getvalue().splitlines()] == [
+        "step 0/100",
+        "step 2/100",
+        "step 4/100",
+    ]
+
+
+def test_the_time_left_is_that_of_the_last_steps() -> None:
+    assert math.isnan(seconds_left([], 10))
+    assert seconds_left([2.0], 10) == 20.0
+    # Every tenth step measures, for five times as long: that is part of what is left.
+    assert seconds_left([*[1.0] * 9, 5.0] * 5, 100) == pytest.approx(140.0)
+    # Steps that became shorter.
+    assert seconds_left([9.0] * 100 + [1.0] * RECENT, 10) == 10.0
+
+
+def test_a_process_that_stood_still_does_not_spoil_the_time_left() -> None:
+    stood = [*[1.0] * 20, 8 * 3600.0, *[1.0] * 20, 3600.0, 1.0]
+    assert seconds_left(stood, 100) < 150.0
+
+
+def test_a_line_for_several_steps_counts_for_all_of_them() -> None:
+    out = io.StringIO()
+    with log_of_100(out=out) as log:
+        log.step(0, {})
+        log.step(25, {"step_time": 50.0} | HELD_OUT)
+    assert "2:30 left" in out.getvalue().splitlines()[-1]
 
 
 def test_on_a_terminal_the_line_is_replaced_and_warnings_stay(monkeypatch: pytest.MonkeyPatch) -> None:

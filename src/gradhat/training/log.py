@@ -8,7 +8,7 @@ never here.
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Self, TextIO
 
@@ -21,8 +21,15 @@ from gradhat.trajectories import Record
 
 Line = Callable[[int, Mapping[str, float], float], str]
 """(step, metrics, seconds left) → the line of progress."""
-MEASURED = ("held_out/", "greedy/", "sampled/")
+MEASURED = ("held_out/", "greedy/", "sampled/return", "sampled/low", "sampled/high", "sampled/cut")
 """Prefixes of metrics that are measured now and then, and shown until they are measured again."""
+RECENT = 50
+"""Steps from which the time that is left is told."""
+SLOWEST = 10.0
+"""Times as long as the step in the middle: a step that measures or saves is that long, one that stood still
+is longer."""
+SILENCE = 600.0
+"""Seconds after which a line is written in any case."""
 WIDTH = 100
 """Characters shown of a prompt or a completion."""
 
@@ -99,8 +106,11 @@ class Log(Screen):
     ) -> None:
         super().__init__(out)
         self.num_steps = num_steps
-        self._first = done
-        self._began = time.monotonic()
+        self._step = done
+        self._rates: list[float] = []
+        """Seconds of each step so far."""
+        self._shown: float | None = None
+        """When the last line of progress was shown."""
         self._line = line
         self._known = dict(known or {})
 
@@ -109,9 +119,21 @@ class Log(Screen):
         self._print(Text(f"warning: {text}", style="yellow"))
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the progress after `step`, and name each metric that is not a finite number."""
+        """Show the progress after `step`, and name each metric that is not a finite number.
+
+        Where there is no terminal a line is a line of a file: only the first, the last and those with a
+        measurement are written, and one after a long silence.
+        """
         self._known = known_after(self._known, metrics)
-        self.state(self._line(step, {**self._known, **metrics}, self._seconds_left(step)))
+        if step > self._step and "step_time" in metrics:
+            self._rates.append(metrics["step_time"] / (step - self._step))
+        self._step = step
+        ends = step >= self.num_steps or self._shown is None
+        quiet = time.monotonic() - (self._shown or 0.0)
+        if self.is_live or ends or measured(metrics) or quiet > SILENCE:
+            left = seconds_left(self._rates, self.num_steps - step)
+            self.state(self._line(step, {**self._known, **metrics}, left))
+            self._shown = time.monotonic()
         for name in non_finite(metrics):
             self.warn(f"step {step}: {name} is {metrics[name]}")
 
@@ -124,9 +146,18 @@ class Log(Screen):
             f"    reward {record.verdict.reward:g}{why}, stopped by {record.stop}"
         )
 
-    def _seconds_left(self, step: int) -> float:
-        done = step - self._first
-        return (time.monotonic() - self._began) / done * (self.num_steps - step) if done > 0 else math.nan
+
+def seconds_left(rates: Sequence[float], num_steps: int) -> float:
+    """Return how long `num_steps` more steps take, when they take as long as the last ones did, seconds each.
+
+    A step in which the process stood still (a lid that was closed, Ctrl-Z) says nothing of the others: none
+    counts for more than `SLOWEST` times the one in the middle. NaN before the first step.
+    """
+    recent = sorted(rates[-RECENT:])
+    if not recent:
+        return math.nan
+    most = SLOWEST * recent[len(recent) // 2]
+    return num_steps * sum(min(rate, most) for rate in recent) / len(recent)
 
 
 def measured(metrics: Mapping[str, float]) -> dict[str, float]:

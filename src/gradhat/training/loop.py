@@ -7,14 +7,25 @@ drawn, so a run that goes on from a checkpoint repeats what it would have done, 
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gradhat.errors import RunError
 from gradhat.training import checkpoint, machine
 from gradhat.training.checkpoint import Checkpoint
+from gradhat.training.clock import Clock
 from gradhat.training.interrupt import SIGNAL_EXIT, Interrupt
 from gradhat.training.log import Log, known_after, non_finite
-from gradhat.training.run_folder import ASIDE, RunFolder, step_of
+from gradhat.training.run_folder import ASIDE, FINAL, RunFolder, step_of
+
+
+class Ending(NamedTuple):
+    """What a finished run says."""
+
+    metrics: dict[str, float]
+    """Measured after the last step. Empty where that was done in it."""
+    summary: dict[str, Any]
+    closing: str
+    """Lines for people."""
 
 
 class Session(Protocol):
@@ -69,8 +80,8 @@ class Session(Protocol):
         """Stand where the checkpoint was taken."""
         ...
 
-    def finish(self, run: RunFolder) -> tuple[dict[str, Any], str]:
-        """Measure the finished run. Returns its summary, and lines for people."""
+    def finish(self, run: RunFolder) -> Ending:
+        """Measure the finished run."""
         ...
 
     def close(self) -> None:
@@ -108,10 +119,11 @@ def train(
             log.say(f"aside  {aside} holds what was there of later steps")
         log.say(session.opening())
         try:
-            _go_on(run, log, session, interrupt)
+            clock = Clock()
+            _go_on(run, log, session, interrupt, clock)
             if not interrupt.asked:
                 with interrupt.at_once():
-                    return _finish(run, log, session)
+                    return _finish(run, log, session, clock)
         except KeyboardInterrupt:
             log.say(f"stopped. Go on with: gradhat train --resume {run.path}")
             raise
@@ -146,23 +158,32 @@ def _resume(run: RunFolder, session: Session, restart: bool) -> list[str]:
     return damage
 
 
-def _go_on(run: RunFolder, log: Log, session: Session, interrupt: Interrupt) -> None:
+def _go_on(run: RunFolder, log: Log, session: Session, interrupt: Interrupt, clock: Clock) -> None:
     """Take steps until the last one, or until somebody asks for an end."""
     if session.step == 0:
         with interrupt.at_once():
-            _record(run, log, 0, session.before())
+            values = session.before()
+            clock.lap("evaluate")
+            log.step(0, _written(run, clock, 0, values))
     while session.step < session.num_steps and not interrupt.asked:
-        _record(run, log, session.step + 1, session.advance(run, log))
+        values = session.advance(run, log)
+        log.step(session.step, _written(run, clock, session.step, values))
         session.check(run)
         if session.save_due():
+            clock.lap("rest")
             _save(run, session)
+            clock.lap("save")
 
 
-def _record(run: RunFolder, log: Log, step: int, values: dict[str, float]) -> None:
-    """Write one line of metrics and show it. Names of numbers that are not finite stand beside it."""
-    bad = non_finite(values)
-    run.append_metrics({"step": step, **values, **({"non_finite": bad} if bad else {})})
-    log.step(step, values)
+def _written(run: RunFolder, clock: Clock, step: int, values: Mapping[str, float]) -> dict[str, float]:
+    """Write one line of metrics with its time, and return it. Numbers that are not finite are named in it.
+
+    The time of a checkpoint is that of the line after it: what is saved has its line already.
+    """
+    line = {**values, **clock.line(values)}
+    bad = non_finite(line)
+    run.append_metrics({"step": step, **line, **({"non_finite": bad} if bad else {})})
+    return line
 
 
 def _save(run: RunFolder, session: Session) -> None:
@@ -185,15 +206,19 @@ def _rescue(run: RunFolder, log: Log, session: Session) -> None:
     log.say(f"{saved}Once what is wrong is repaired, go on with: gradhat train --resume {run.path}")
 
 
-def _finish(run: RunFolder, log: Log, session: Session) -> int:
-    """Measure the finished run and write its summary."""
-    summary, closing = session.finish(run)
-    seconds = sum(line.get("step_time", 0.0) for line in run.read_metrics())
+def _finish(run: RunFolder, log: Log, session: Session, clock: Clock) -> int:
+    """Measure the finished run, write what was found as a line of its own, and the summary."""
+    clock.lap("rest")
+    ending = session.finish(run)
+    clock.lap("evaluate")
+    if ending.metrics:
+        _written(run, clock, session.step, {FINAL: 1.0, **ending.metrics})
+    seconds = sum(line.get("step_time") or 0.0 for line in run.read_metrics()) + clock.pending()
     newest = str(checkpoint.steps(run.checkpoints)[0].relative_to(run.path))
     run.write_json(
-        "summary.json", {"steps": session.step, "seconds": seconds, "checkpoint": newest, **summary}
+        "summary.json", {"steps": session.step, "seconds": seconds, "checkpoint": newest, **ending.summary}
     )
-    log.say(closing)
+    log.say(ending.closing)
     return 0
 
 

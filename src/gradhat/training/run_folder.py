@@ -39,6 +39,9 @@ LATER = (
 ASIDE = "aside"
 """The folder that holds what a resume took out of the way."""
 
+FINAL = "final"
+"""The metric that marks the line of what was measured after the last step."""
+
 KEPT = "surrogateescape"
 """Bytes that are no UTF-8 come through reading and writing as they were."""
 
@@ -145,7 +148,9 @@ class RunFolder:
         later: list[str] = []
         for line in self._lines():
             known = _parsed(line)
-            (kept if known is not None and known["step"] <= step else later).append(line)
+            # What was measured after the last step belongs to the end, which the run that goes on has not.
+            earlier = known is not None and known["step"] <= step and FINAL not in known
+            (kept if earlier else later).append(line)
         with writing(self.path):
             rooms = [p for p in self.path.iterdir() if p.is_dir() and p.name != ASIDE]
             items = [item for room in rooms for item in room.iterdir() if step_of(item) > step]

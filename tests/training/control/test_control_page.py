@@ -40,7 +40,7 @@ def keys_of(name: str, path: Path, env: str = "") -> Iterator[str]:
         log_every=300,
         eval_every=300,
         eval_episodes=4,
-        checkpoint_every=600,
+        checkpoint_every=300,
     )
     session = prepare(config)
     try:

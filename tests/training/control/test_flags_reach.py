@@ -30,7 +30,7 @@ Run = tuple[list[dict[str, float]], dict[str, Tensor]]
 """Lines of metrics, and what was learned."""
 
 FRAMES = 72
-CLOCK = ("step_time", "frames_per_second", "time/evaluate")
+CLOCK = ("step_time", "frames_per_second", "time/")
 NETWORK = Network(hidden=(4,), lr=0.05, lr_end=0.001, max_grad_norm=0.05, log_std=-0.5)
 MEMORY = Memory(capacity=60, first_frames=16, num_steps=2, num_updates=1, batch_size=8, lr_end=1e-4)
 CRITIC = reinforce.Settings(gamma=0.9, baseline="critic")
@@ -172,7 +172,7 @@ def ran(config: ControlConfig[Any]) -> Run:
         state = session.agent.state()
     finally:
         session.close()
-    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines], weights(state)
+    return [{k: v for k, v in line.items() if not k.startswith(CLOCK)} for line in lines], weights(state)
 
 
 known = cache(learned)

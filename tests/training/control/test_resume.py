@@ -65,8 +65,11 @@ def config(learning: Any, env: str, **changes: Any) -> ControlConfig[Any]:
     return replace(short, **changes)
 
 
+LONGER = {"num_frames": 1800, "log_every": 300, "eval_every": 600, "checkpoint_every": 900}
+"""Lines that hold a batch of whole episodes."""
+
 CONFIGS = {
-    "reinforce": config(settings.Reinforce(network=NETWORK), "CartPole-v1"),
+    "reinforce": config(settings.Reinforce(network=NETWORK), "CartPole-v1", **LONGER),
     "reinforce with a critic": config(
         settings.Reinforce(
             value_epochs=2,
@@ -76,6 +79,7 @@ CONFIGS = {
         ),
         "CartPole-v1",
         vectorization="sync",
+        **LONGER,
     ),
     "a2c": config(settings.A2C(8, NETWORK, a2c.Settings(entropy_coef=0.01)), "CartPole-v1"),
     "a3c": config(A3C(1, 8, NETWORK, a2c.Settings()), "CartPole-v1"),
@@ -130,7 +134,7 @@ def finish(of: ControlConfig[Any], run: RunFolder, *, stop_before: int = -1) -> 
 def numbers(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics without what a clock said."""
     return [
-        {k: v for k, v in line.items() if k not in ("step_time", "frames_per_second", "time/evaluate")}
+        {k: v for k, v in line.items() if not k.startswith(("step_time", "frames_per_second", "time/"))}
         for line in RunFolder(run).read_metrics()
     ]
 

@@ -1,12 +1,16 @@
 """How a control run ends, goes on, and gives up."""
 
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gradhat.cli.main import main
-from gradhat.training.control.session import diverged
+from gradhat.training.control.on_policy import OnPolicyAgent
+from gradhat.training.control.session import Session, diverged
+from gradhat.training.run_folder import RunFolder
 
 CHAIN = ["--env", "zoo:chain", "--eval-episodes", "2", "--log-every", "400", "--num-envs", "4"]
 
@@ -42,11 +46,66 @@ def test_frames_are_those_that_were_lived(tmp_path: Path, capsys: pytest.Capture
     run = tmp_path / "run"
     flags = ["--num-envs", "50", "--num-frames", "300", "--log-every", "100", "--eval-episodes", "5"]
     assert main(["train", "reinforce", *flags, "--eval-every", "0", "--out", str(run)]) == 0
-    found = lines(run)
-    # One batch of 50 episodes is longer than the run; the lines after it have no frame of their own.
-    assert found[1]["num_frames"] > 300 and "frames_per_second" in found[1]
-    assert "frames_per_second" not in found[2] and found[2]["num_frames"] == found[1]["num_frames"]
-    assert f"frames {found[1]['num_frames']:,.0f}" in capsys.readouterr().out
+    # One batch of 50 episodes is longer than the run: the lines within it are passed over.
+    before, whole = lines(run)
+    assert whole["num_frames"] > 300 and whole["frames_per_second"] > 0
+    assert (before["step"], whole["step"]) == (0, 3) and "greedy/return" in whole
+    assert f"frames {whole['num_frames']:,.0f}" in capsys.readouterr().out
+
+
+def test_every_line_has_frames_of_its_own(tmp_path: Path) -> None:
+    """A batch of 320 frames passes over lines of 100, however often the run is made longer."""
+    run = tmp_path / "run"
+    flags = ["--num-envs", "10", "--num-steps", "32", "--log-every", "100", "--eval-episodes", "2"]
+    argv = ["ppo", *flags, "--eval-every", "500", "--num-frames", "1000", "--out", str(run)]
+    assert main(["train", *argv]) == 0
+    frames = [line["num_frames"] for line in lines(run)[1:]]
+    assert len(frames) == 4 and all(300 <= b - a <= 320 for a, b in itertools.pairwise([0, *frames]))
+    assert [line["step"] for line in lines(run)] == [0, 3, 6, 9, 10]
+    # Measured where a multiple of 500 frames was passed, and at the end.
+    assert [line["step"] for line in lines(run) if "greedy/return" in line] == [0, 6, 10]
+    assert main(["train", "--resume", str(run), "--num-frames", "2000"]) == 0
+    longer = [line["num_frames"] for line in lines(run)[1:]]
+    assert longer[:4] == frames and all(300 <= b - a <= 320 for a, b in itertools.pairwise(longer))
+    assert [line["step"] for line in lines(run)][-3:] == [15, 18, 20]
+
+
+def test_all_seconds_of_a_run_are_those_of_its_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a part that no line counts, such as a checkpoint: here each takes a thousand seconds."""
+    now, save = [0.0], Session.save
+
+    def slow(self: Session, run: RunFolder) -> Path:
+        now[0] += 1000.0
+        return save(self, run)
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(Session, "save", slow)
+    monkeypatch.setattr(Session, "_measure", measuring(Session._measure, now))
+    monkeypatch.setattr(OnPolicyAgent, "advance", training(OnPolicyAgent.advance, now))
+    run = tmp_path / "run"
+    flags = ["--num-envs", "10", "--num-steps", "30", "--log-every", "300", "--eval-episodes", "2"]
+    argv = ["ppo", *flags, "--eval-every", "600", "--checkpoint-every", "600", "--num-frames", "1200"]
+    assert main(["train", *argv, "--out", str(run)]) == 0
+    assert [line["step_time"] for line in lines(run)] == [10.0, 1.0, 11.0, 1001.0, 11.0]
+    assert lines(run)[3] | {"time/rest": 0.0} == lines(run)[3] | {"time/save": 1000.0, "time/train": 1.0}
+    # The last checkpoint has no line after it.
+    assert RunFolder(run).read_json("summary.json")["seconds"] == 10 + 1 + 11 + 1001 + 11 + 1000
+
+
+def measuring(measure: Any, now: list[float]) -> Any:
+    def slow(self: Session) -> dict[str, float]:
+        now[0] += 10.0
+        return measure(self)
+
+    return slow
+
+
+def training(advance: Any, now: list[float]) -> Any:
+    def slow(self: OnPolicyAgent, num_frames: int) -> dict[str, float]:
+        now[0] += 1.0
+        return advance(self, num_frames)
+
+    return slow
 
 
 def test_values_that_are_not_finite_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

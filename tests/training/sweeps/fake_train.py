@@ -50,7 +50,7 @@ def main() -> None:
     done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
     for step in range(done + 1, config["num_frames"] + 1):
         with metrics.open("a") as file:
-            rate = {"num_frames": step, "frames_per_second": 100.0, "step_time": 0.01}
+            rate = {"num_frames": step, "frames_per_second": 100.0, "step_time": 0.01, "time/train": 0.01}
             returns = {"episode/return": float(step), "greedy/return": float(config["seed"])}
             file.write(json.dumps({"step": step, **rate, **returns}) + "\n")
         time.sleep(float(config["pause"]))

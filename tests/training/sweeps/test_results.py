@@ -82,12 +82,12 @@ def test_the_training_average_is_over_the_episodes_of_the_last_tenth() -> None:
 
 
 def test_the_rate_is_frames_over_seconds() -> None:
-    # 300 frames in 3 seconds, then 100 in 2: not the mean of 100 and 50.
+    # 300 frames in 3 seconds of training, then 100 in 2: not the mean of 100 and 50.
     lines: list[dict[str, Any]] = [
         {"step": 0},
-        {"step": 1, "frames_per_second": 100.0, "step_time": 3.0},
-        {"step": 2, "frames_per_second": 50.0, "step_time": 2.0},
-        {"step": 3, "frames_per_second": None, "step_time": 1.0},
+        {"step": 1, "frames_per_second": 100.0, "time/train": 3.0, "step_time": 9.0},
+        {"step": 2, "frames_per_second": 50.0, "time/train": 2.0, "step_time": 2.0},
+        {"step": 3, "frames_per_second": None, "time/train": 1.0, "step_time": 1.0},
     ]
     found = outcome(control(lines), RETURN)
     assert found.rate == pytest.approx(400 / 5)
@@ -97,7 +97,7 @@ def test_the_rate_is_frames_over_seconds() -> None:
 def test_the_score_is_what_the_last_line_of_the_curve_says() -> None:
     # A table that reads another place than the plot shows another number.
     lines = [
-        {"step": 1, "reward": 0.5, "tokens_per_second": 10.0, "step_time": 1.0},
+        {"step": 1, "reward": 0.5, "tokens_per_second": 10.0, "time/sample": 1.0},
         {"step": 1, "final": 1.0, "held_out/accuracy": 0.75, "held_out/reward": 0.8},
         {"step": 1},
     ]

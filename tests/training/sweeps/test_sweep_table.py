@@ -14,7 +14,7 @@ from gradhat.training.sweeps.table import grouped, rows, rows_over_places, value
 
 
 def run(score: float, training: float = 0.0, **settings: Any) -> Run:
-    line = {"step": 10, "episode/return": training, "frames_per_second": score * 2, "step_time": 1.0}
+    line = {"step": 10, "episode/return": training, "frames_per_second": score * 2, "time/train": 1.0}
     line["greedy/return"] = score
     settings = {"learning.lr" if key == "lr" else key: value for key, value in settings.items()}
     path = Path("-".join(map(str, settings.values())))

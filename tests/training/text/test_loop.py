@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +23,9 @@ from gradhat.training.loop import train
 from gradhat.training.optim import MasterAdamW
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.text import session
+from gradhat.training.text import session as session_module
 from gradhat.training.text.config import TrainConfig, to_json
-from gradhat.training.text.session import prepare
+from gradhat.training.text.session import Session, prepare
 
 CLOCKS = ("step_time", "tokens_per_second", "time/")
 
@@ -56,6 +58,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
     """Metrics without what the clock decides."""
     read = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith(CLOCKS)} for line in read]
+
+
+def steps(path: Path) -> list[dict[str, Any]]:
+    """The lines of steps: without what was measured before the first and after the last."""
+    return [line for line in lines(path) if line["step"] > 0 and "final" not in line]
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -402,7 +409,7 @@ def test_a_run_killed_in_its_last_measurement_finishes_it(
 def test_the_policy_learns(config: TrainConfig, tmp_path: Path) -> None:
     # A gradient with the wrong sign, or one of the wrong samples, makes the reward fall or stand still.
     more = replace(config, num_steps=40, lr=1e-2, checkpoint_every=40, eval_every=40, num_prompts=4)
-    rewards = [line["reward"] for line in lines(start(more, tmp_path / "run"))[1:]]
+    rewards = [line["reward"] for line in steps(start(more, tmp_path / "run"))]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
 
 
@@ -410,7 +417,7 @@ def test_the_reference_is_the_model_the_run_started_from(config: TrainConfig, tm
     # A reference that moves with the policy has a divergence of zero, before and after a resume.
     near = replace(config, algorithm="grpo", kl_coef=0.1, lr=1e-2, num_steps=3)
     path = resume(replace(near, num_steps=6), start(near, tmp_path / "run"))
-    kl = [line["kl"] for line in lines(path)[1:]]
+    kl = [line["kl"] for line in steps(path)]
     assert abs(kl[0]) < 1e-5
     assert min(kl[3:]) > 0.01
 
@@ -427,7 +434,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_reported(
         (path / f"checkpoints/step_{step:06d}/model.safetensors").read_bytes() for step in (1, 2, 3, 4)
     ]
     assert weights[0] == weights[1] == weights[2] != weights[3]
-    assert [line.get("num_skipped") for line in lines(path)] == [None, 0, 1, 2, 0]
+    assert [line.get("num_skipped") for line in steps(path)] == [0, 1, 2, 0]
     assert lines(path)[2]["grad_norm"] is None
     assert lines(path)[2]["non_finite"] == ["grad_norm"]
     assert "step 2: grad_norm is nan" in capsys.readouterr().out
@@ -456,7 +463,7 @@ def test_with_two_epochs_every_optimiser_step_counts_for_itself(
     poison(monkeypatch, bad)
     twice = replace(config, algorithm="grpo", num_epochs=2, num_steps=3, eval_every=9, max_replacements=99)
     path = start(twice, tmp_path / "run")
-    done = lines(path)[1:]
+    done = steps(path)
     assert [line["skipped"] for line in done] == skipped
     assert [line["num_updates"] for line in done] == [2 - n for n in skipped]
     assert [line["num_skipped"] for line in done] == in_a_row
@@ -512,14 +519,63 @@ def test_what_is_measured_was_never_trained_on(straight: Path) -> None:
     summary = json.loads((straight / "summary.json").read_text())
     assert summary["questions"] == 6
     assert summary["before"] == {key: value for key, value in lines(straight)[0].items() if key != "step"}
-    times = [
-        json.loads(line).get("step_time", 0) for line in (straight / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert summary["seconds"] == pytest.approx(sum(times))
+
+
+def test_what_is_measured_at_the_end_is_the_last_line_once(
+    config: TrainConfig, straight: Path, tmp_path: Path
+) -> None:
+    """A plot draws it then, and says what the summary and the table of a sweep say."""
+    *_, last = lines(straight)
+    summary = json.loads((straight / "summary.json").read_text())
+    assert last == {"step": 6, "final": 1.0} | summary["after"] | {
+        key.replace("held_out/", "held_out_greedy/"): value for key, value in summary["after_greedy"].items()
+    }
+    # Killed between that line and the summary, or after half of the line.
+    for cut in (0, 20):
+        run = tmp_path / f"killed{cut}"
+        shutil.copytree(straight, run)
+        (run / "summary.json").unlink()
+        text = (run / "metrics.jsonl").read_text()
+        (run / "metrics.jsonl").write_text(text[: len(text) - cut])
+        assert_same(resume(config, run), straight)
+
+
+def test_all_seconds_of_a_run_are_those_of_its_lines(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a part that no line counts: the Parquet file, a measurement, a checkpoint."""
+    now = [0.0]
+
+    def slowly(of: Any, name: str, seconds: float) -> None:
+        function = getattr(of, name)
+
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            now[0] += seconds
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(of, name, slow)
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    for of, name, seconds in (
+        (session_module, "_sample", 1.0),
+        (session_module, "write_rollouts", 10.0),
+        (session_module, "_measure", 100.0),
+        (Session, "save", 1000.0),
+        (RunFolder, "append_metrics", 10_000.0),
+    ):
+        slowly(of, name, seconds)
+    path = start(replace(config, num_steps=3, eval_every=2, checkpoint_every=2), tmp_path / "run")
+    read = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step_time"] for line in read] == [100, 10_011, 10_111, 11_011, 11_200]
+    for line in read:
+        assert sum(seconds for key, seconds in line.items() if key.startswith("time/")) == line["step_time"]
+    assert read[3]["time/save"] == 1000 and read[2]["time/evaluate"] == 100 and read[1]["time/write"] == 10
+    total = 100 + 3 * 11 + 3 * 100 + 2 * 1000 + 5 * 10_000
+    assert json.loads((path / "summary.json").read_text())["seconds"] == total == now[0]
 
 
 def test_metrics_agree_with_the_rollouts(straight: Path) -> None:
-    for line in lines(straight)[1:]:
+    for line in steps(straight):
         table = parquet.read_table(straight / f"rollouts/step_{line['step']:06d}.parquet")
         rewards = table["reward"].to_pylist()
         assert line["reward"] == pytest.approx(sum(rewards[:8]) / 8)
@@ -530,7 +586,7 @@ def test_metrics_agree_with_the_rollouts(straight: Path) -> None:
         assert len(chosen) == 8
         assert len(rewards) == 8 + 4 * line["num_replaced"]
         assert set(table["version"].to_pylist()) == {line["step"] - 1}
-    assert lines(straight)[-1]["num_tokens"] == sum(
+    assert steps(straight)[-1]["num_tokens"] == sum(
         len(row["prompt_tokens"]) + len(row["tokens"])
         for step in range(1, 7)
         for row in parquet.read_table(straight / f"rollouts/step_{step:06d}.parquet").to_pylist()
@@ -549,7 +605,7 @@ def test_the_metrics_have_their_standard_names(straight: Path) -> None:
 
 
 def test_the_learning_rate_warms_up(straight: Path) -> None:
-    rates = [line["learning_rate"] for line in lines(straight)[1:]]
+    rates = [line["learning_rate"] for line in steps(straight)]
     assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3])
 
 

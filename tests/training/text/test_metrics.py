@@ -210,18 +210,3 @@ def test_the_entropy_of_an_update_is_that_of_the_rows_it_computes() -> None:
 
 def test_tokens_count_the_prompt_of_every_completion() -> None:
     assert metrics.num_tokens(experience().sampled) == 6 * 3 + 16
-
-
-def test_the_clock_gives_every_part_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([10.0, 12.0, 15.0, 19.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(now))
-    clock = metrics.Clock()
-    for name in ("sample", "update", "evaluate"):
-        clock.lap(name)
-    assert clock.times(100) == {
-        "step_time": 9.0,
-        "tokens_per_second": 20.0,
-        "time/sample": 2.0,
-        "time/update": 3.0,
-        "time/evaluate": 4.0,
-    }

@@ -1,7 +1,6 @@
 """A control run in memory: a world, an agent in it, and where they stand."""
 
 import math
-import time
 from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
@@ -18,6 +17,7 @@ from gradhat.intervals import FEWEST, Seen, mean_interval
 from gradhat.rollouts.vector import Episode
 from gradhat.training import checkpoint
 from gradhat.training.checkpoint import Checkpoint, fitting
+from gradhat.training.clock import Clock
 from gradhat.training.control import evaluate, worlds
 from gradhat.training.control.agent import Agent, Choice
 from gradhat.training.control.algorithms import ALGORITHMS, check_actions
@@ -25,6 +25,7 @@ from gradhat.training.control.config import ControlConfig, check, to_json
 from gradhat.training.control.evaluate import Measured
 from gradhat.training.control.progress import progress_line, returned
 from gradhat.training.log import Log
+from gradhat.training.loop import Ending
 from gradhat.training.memory import keep_freed_memory
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.seed import derive
@@ -50,6 +51,7 @@ class Session:
         self._seen_before = Seen()
         self._planned = config.num_frames
         """The last frame that the schedules went to before the run was made longer."""
+        self._frames_before = 0
         self._diverged = ""
         self._whole = 0
         """The last step that `_state` is of."""
@@ -58,10 +60,14 @@ class Session:
 
     @property
     def num_steps(self) -> int:
-        """Lines of metrics of the whole run."""
+        """The number of the last line of metrics: one for every `log_every` frames, those within a batch
+        passed over."""
         # A line that was the last one, and short, is followed by another where the run is made longer.
         goes_on = self.agent.num_frames < self.config.num_frames
-        return max(math.ceil(self.config.num_frames / self.config.log_every), self.step + goes_on)
+        return max(self._num_lines(), self.step + goes_on)
+
+    def _num_lines(self) -> int:
+        return math.ceil(self.config.num_frames / self.config.log_every)
 
     def opening(self) -> str:
         """Return what is learned, and how."""
@@ -95,25 +101,26 @@ class Session:
     def advance(self, run: RunFolder, log: Log) -> dict[str, float]:
         """Live and learn until the next line of metrics is due."""
         config = self.config
-        began, before = time.perf_counter(), self.agent.num_frames
-        self.step, self._seen_before = self.step + 1, replace(self.seen)
-        values = self.agent.advance(min(self.step * config.log_every, config.num_frames))
+        clock, before = Clock(), self.agent.num_frames
+        self._frames_before, self._seen_before = before, replace(self.seen)
+        self.step += 1
+        values = self.agent.advance(
+            min((before // config.log_every + 1) * config.log_every, config.num_frames)
+        )
+        clock.lap("train")
+        frames = self.agent.num_frames
+        # A batch can be longer than a line: the lines within it are passed over.
+        self.step = max(self.step, min(frames // config.log_every, self._num_lines()))
         self._diverged = diverged(values)
         if not self._diverged:
             self._state, self._whole = self.agent.state(), self.step
-        seconds = time.perf_counter() - began
-        values |= {
-            "num_frames": float(self.agent.num_frames),
-            "step_time": seconds,
-            **_episodes(self.agent.drain(), self.seen),
-        }
-        # A batch can be longer than a line: the next line then has no frame of its own.
-        if self.agent.num_frames > before:
-            values["frames_per_second"] = (self.agent.num_frames - before) / seconds
+        values |= {"num_frames": float(frames), **_episodes(self.agent.drain(), self.seen)}
+        values["frames_per_second"] = (frames - before) / clock.parts()["time/train"]
         if self._due(config.eval_every) or self.step == self.num_steps:
+            clock.lap("rest")
             values |= self._measure()
-            values["time/evaluate"] = time.perf_counter() - began - seconds
-        return values
+            clock.lap("evaluate")
+        return values | clock.parts()
 
     def check(self, run: RunFolder) -> None:
         """RunError where nothing more can be learned: values that are not finite, or no update that is."""
@@ -151,8 +158,8 @@ class Session:
             self.step, self.seen = self._whole, self._seen_before
         return True
 
-    def finish(self, run: RunFolder) -> tuple[dict[str, Any], str]:
-        """Return the summary and the closing lines."""
+    def finish(self, run: RunFolder) -> Ending:
+        """Say what the last line of metrics has measured."""
         last = next(line for line in reversed(run.read_metrics()) if f"{self.measured}/return" in line)
         after = {key: value for key, value in last.items() if key.startswith(f"{self.measured}/")}
         closing = (
@@ -161,7 +168,7 @@ class Session:
             f"watch it: gradhat watch {run.path}"
         )
         summary = {"num_frames": self.agent.num_frames, "episodes": self.config.eval_episodes, "after": after}
-        return summary, closing
+        return Ending({}, summary, closing)
 
     def close(self) -> None:
         """Free the environments."""
@@ -178,11 +185,7 @@ class Session:
 
     def _due(self, every: int) -> bool:
         """Return whether a multiple of `every` frames lies in the present step."""
-        return (
-            every > 0
-            and (self.step * self.config.log_every) // every
-            > ((self.step - 1) * self.config.log_every) // every
-        )
+        return every > 0 and self.agent.num_frames // every > self._frames_before // every
 
     def play(self, seed: int) -> evaluate.Played:
         """Play the episodes of a measurement with the present policy."""

@@ -25,6 +25,8 @@ class Kind(NamedTuple):
     """The metric of the policy while it explores."""
     rate: str
     """The metric of speed."""
+    busy: tuple[str, ...]
+    """The metrics of the seconds in which it was reached."""
     unit: str
     """What is counted by `rate`."""
     length: str
@@ -40,6 +42,7 @@ CONTROL = Kind(
     ("sampled/return", "greedy/return"),
     "episode/return",
     "frames_per_second",
+    ("time/train",),
     "frames",
     "num_frames",
     "num_frames",
@@ -50,6 +53,7 @@ TEXT = Kind(
     ("held_out/accuracy", "held_out/reward"),
     "reward",
     "tokens_per_second",
+    ("time/sample", "time/update"),
     "tokens",
     "num_steps",
     "step",
@@ -156,8 +160,12 @@ def outcome(run: Run, score: str) -> Outcome:
     last = [line for line in steps if line["step"] > (1 - LAST) * steps[-1]["step"]]
     # A line holds the mean over the episodes that ended in it.
     training = _mean([(line.get(run.kind.training), line.get("num_episodes", 1.0)) for line in last])
-    rate = _mean([(line.get(run.kind.rate), line.get("step_time")) for line in steps])
+    rate = _mean([(line.get(run.kind.rate), _busy(run.kind, line)) for line in steps])
     return Outcome(math.nan if found is None else found, training, rate)
+
+
+def _busy(kind: Kind, line: Mapping[str, Any]) -> float:
+    return sum(line.get(part) or 0.0 for part in kind.busy)
 
 
 def _mean(weighted: Sequence[tuple[float | None, float | None]]) -> float:

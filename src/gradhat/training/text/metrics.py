@@ -1,7 +1,6 @@
 """What a batch of experience says in numbers, under TRL's names where they exist."""
 
 import math
-import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
@@ -11,26 +10,6 @@ from gradhat.intervals import FEWEST
 from gradhat.rollouts.episodes import Experience
 from gradhat.training.text.evaluate import Scale, reward_interval
 from gradhat.trajectories import Trajectories
-
-
-class Clock:
-    """Measures a step and the parts of it."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        """End the part `name`; the next one begins."""
-        now = time.perf_counter()
-        self._laps[name] = now - self._last
-        self._last = now
-
-    def times(self, num_tokens: int) -> dict[str, float]:
-        """Return the seconds of the step and of its parts, and the tokens sampled and learned from in one."""
-        learning = self._laps["sample"] + self._laps["update"]
-        parts = {f"time/{name}": seconds for name, seconds in self._laps.items()}
-        return {"step_time": sum(self._laps.values()), "tokens_per_second": num_tokens / learning, **parts}
 
 
 def of_experience(experience: Experience, scale: Scale) -> dict[str, float]:

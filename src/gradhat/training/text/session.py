@@ -20,7 +20,9 @@ from gradhat.rollouts.engine import Engine, Limits
 from gradhat.rollouts.episodes import Experience, Fitting, collect
 from gradhat.training import checkpoint
 from gradhat.training.checkpoint import Checkpoint
+from gradhat.training.clock import Clock
 from gradhat.training.log import Log
+from gradhat.training.loop import Ending
 from gradhat.training.memory import keep_freed_memory
 from gradhat.training.optim import MasterAdamW
 from gradhat.training.run_folder import RunFolder
@@ -140,7 +142,7 @@ class Session:
 
     def advance(self, run: RunFolder, log: Log) -> dict[str, float]:
         """Take one step: sample, learn, measure. Returns its metrics."""
-        config, clock = self.config, metrics.Clock()
+        config, clock = self.config, Clock()
         self.began = self.cursor(), self.optimizer.moves
         self.step += 1
         self.optimizer.lr = config.lr * min(1.0, self.step / max(1, config.lr_warmup_steps))
@@ -154,13 +156,17 @@ class Session:
         if self.source.observe(metrics.marks(self.source.task, experience)):
             log.say(f"level {self.source.level + 1} of {len(self.source.levels)} opens")
         self.whole = self.step
+        clock.lap("rest")
         write_rollouts(run, self.step, experience.sampled, experience.chosen, batch.adv)
+        clock.lap("write")
         if self.step % config.eval_every == 0:
             sample = _measure(self, self.held_out[: config.eval_questions], config.eval_samples)
             values |= sample.metrics("held_out")
             log.sample(self.step, batch.records[self.step % len(batch)])
             clock.lap("evaluate")
-        return values | clock.times(int(experience.sampled.mask.sum()))
+        times = clock.parts()
+        seconds = times["time/sample"] + times["time/update"]
+        return values | {"tokens_per_second": int(experience.sampled.mask.sum()) / seconds, **times}
 
     def save_due(self) -> bool:
         """Return whether a checkpoint belongs after the present step."""
@@ -188,8 +194,8 @@ class Session:
                 f"The checkpoints in {run.checkpoints} are whole."
             )
 
-    def finish(self, run: RunFolder) -> tuple[dict[str, Any], str]:
-        """Measure the finished run on every held-out question. Returns its summary and the closing lines."""
+    def finish(self, run: RunFolder) -> Ending:
+        """Measure the finished run on every held-out question."""
         sampled = _measure(self, self.held_out, self.config.final_samples)
         greedy = _measure(self, self.held_out, 1, greedy=True)
         lines = run.read_metrics()
@@ -201,7 +207,8 @@ class Session:
             "questions": len(self.held_out),
             "samples": self.config.final_samples,
         }
-        return summary, _closing(run, sampled, greedy, self)
+        measured = sampled.metrics("held_out") | greedy.metrics("held_out_greedy")
+        return Ending(measured, summary, _closing(run, sampled, greedy, self))
 
     def close(self) -> None:
         """Nothing is held beyond memory."""
