@@ -26,6 +26,7 @@ from gradhat.training.control.off_policy import Memory
 from gradhat.training.control.on_policy import Network
 from gradhat.training.control.session import prepare
 from gradhat.training.optim import MasterAdamW
+from gradhat.training.run_folder import RunFolder
 from gradhat.trajectories import Trajectories
 
 FOLDER = Path(__file__).parent
@@ -147,7 +148,7 @@ def control(name: str) -> dict[str, Any]:
     )
     session = prepare(config)
     try:
-        lines = [session.before()]
+        lines = [session.before(RunFolder(Path()))]
         lines += [session.advance(None, None) for _ in range(NUM_LINES)]  # pyright: ignore
         state = session.agent.state()
     finally:

@@ -49,7 +49,7 @@ class Session(Protocol):
         """Return the line of progress."""
         ...
 
-    def before(self) -> dict[str, float]:
+    def before(self, run: RunFolder) -> dict[str, float]:
         """Measure before the first step."""
         ...
 
@@ -162,7 +162,7 @@ def _go_on(run: RunFolder, log: Log, session: Session, interrupt: Interrupt, clo
     """Take steps until the last one, or until somebody asks for an end."""
     if session.step == 0:
         with interrupt.at_once():
-            values = session.before()
+            values = session.before(run)
             clock.lap("evaluate")
             log.step(0, _written(run, clock, 0, values))
     while session.step < session.num_steps and not interrupt.asked:

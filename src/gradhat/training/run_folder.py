@@ -4,6 +4,7 @@ config.json                      the resolved config; `gradhat train --resume` s
 env.json                         versions, commit, processor, threads: what the numbers were made with
 metrics.jsonl                    one object a line, flushed after each step
 rollouts/step_000012.parquet     every sampled trajectory of step 12 of a text run, token by token
+evals/step_000010.parquet        every completion of a held-out question before, during and after a text run
 checkpoints/step_000010/         see checkpoint.py
 summary.json                     written at the end
 aside/1/, aside/2/, ...          what a resume took out of the way, under the same names; nothing reads it

@@ -1,6 +1,7 @@
 """The greedy return: episodes are shared out, so short ones do not crowd out the long."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -19,6 +20,7 @@ from gradhat.training.control import evaluate, session, settings, worlds
 from gradhat.training.control.config import ControlConfig
 from gradhat.training.control.evaluate import Played, play
 from gradhat.training.control.on_policy import Network, OnPolicyAgent
+from gradhat.training.run_folder import RunFolder
 
 SHORT, LONG = 1, 12
 LIMIT = 100
@@ -220,6 +222,6 @@ def test_no_second_world_is_made_before_a_measurement(monkeypatch: pytest.Monkey
     monkeypatch.setattr(worlds, "make", lambda config, n: (made.append(n), make(config, n))[1])
     config = ControlConfig(settings.PPO(num_steps=4), num_envs=2, eval_every=0, eval_episodes=3)
     run = session.prepare(config)
-    assert run.before() == {} and made == [2]
+    assert run.before(RunFolder(Path())) == {} and made == [2]
     assert run.judge is run.judge and made == [2, 3]
     run.close()

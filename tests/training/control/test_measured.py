@@ -18,6 +18,7 @@ from gradhat.training.control.algorithms import ALGORITHMS
 from gradhat.training.control.config import ControlConfig
 from gradhat.training.control.on_policy import OnPolicyAgent
 from gradhat.training.control.session import Session, prepare
+from gradhat.training.run_folder import RunFolder
 
 BEST, WORST = -6.564, -8.0
 """J in the corridor of eight steps: of p = 0.613, and of every policy that leaves nothing to chance."""
@@ -61,12 +62,12 @@ def test_the_corridor_is_measured_by_the_policy_that_draws() -> None:
         found = session("reinforce", "zoo:corridor", eval_policy=asked, eval_episodes=2_000)
         assert isinstance(found.agent, OnPolicyAgent)
         set_chance(found.agent, 0.613)
-        line = found.before()
+        line = found.before(RunFolder(Path()))
         name = "greedy" if asked == "greedy" else "sampled"
         assert {key.partition("/")[0] for key in line} == {name}
         # The return lies in [-8, -2], with a deviation of about 2.
         assert line[f"{name}/return"] == pytest.approx(wanted, abs=4 * 2 / math.sqrt(2_000))
-        assert found.before() == line, "a measurement is a function of its seed"
+        assert found.before(RunFolder(Path())) == line, "a measurement is a function of its seed"
         said = found.progress(0, line, math.inf)
         assert f"  {name} {line[f'{name}/return']:.1f}"[:12] in said and ("judged by" in found.opening()) == (
             name == "sampled"
@@ -108,7 +109,7 @@ def test_a_policy_can_be_measured_as_it_explores(name: str) -> None:
     first, again = (found.agent.sampled(torch.Generator().manual_seed(3))(seen) for _ in range(2))
     other, mode = found.agent.sampled(torch.Generator().manual_seed(4))(seen), found.agent.greedy()(seen)
     assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, mode)
-    assert set(found.before()) >= {"sampled/return", "sampled/cut"}
+    assert set(found.before(RunFolder(Path()))) >= {"sampled/return", "sampled/cut"}
     found.close()
 
 

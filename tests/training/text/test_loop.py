@@ -25,6 +25,7 @@ from gradhat.training.run_folder import RunFolder
 from gradhat.training.text import session
 from gradhat.training.text import session as session_module
 from gradhat.training.text.config import TrainConfig, to_json
+from gradhat.training.text.rollouts import SCHEMA
 from gradhat.training.text.session import Session, prepare
 
 CLOCKS = ("step_time", "tokens_per_second", "time/")
@@ -519,6 +520,39 @@ def test_what_is_measured_was_never_trained_on(straight: Path) -> None:
     summary = json.loads((straight / "summary.json").read_text())
     assert summary["questions"] == 6
     assert summary["before"] == {key: value for key, value in lines(straight)[0].items() if key != "step"}
+
+
+def test_every_completion_of_a_held_out_question_is_kept(
+    config: TrainConfig, straight: Path, tmp_path: Path
+) -> None:
+    """Before, during and after, with what was sampled to the token; a resume doubles none and loses none."""
+    again = resume(config, start(replace(config, num_steps=3), tmp_path / "run"))
+    summary = json.loads((straight / "summary.json").read_text())
+    for path in (straight, again):
+        names = sorted(file.name for file in (path / "evals").iterdir())
+        rows = [row for name in names for row in parquet.read_table(path / "evals" / name).to_pylist()]
+        assert all(held_out(row["key"]) for row in rows)
+        for phase, greedy, key in (
+            ("before", False, "before"),
+            ("after", False, "after"),
+            ("after", True, "after_greedy"),
+        ):
+            step = 0 if phase == "before" else 6
+            found = [r for r in rows if (r["step"], r["phase"], r["greedy"]) == (step, phase, greedy)]
+            assert len(found) == 6 * (1 if greedy else config.final_samples)
+            mean = sum(r["reward"] for r in found) / len(found)
+            assert mean == pytest.approx(summary[key]["held_out/reward"])
+            assert {(r["group"], r["sample"]) for r in found} == {
+                (group, sample) for group in range(6) for sample in range(len(found) // 6)
+            }
+            assert all(len(r["tokens"]) == len(r["logp"]) == len(r["mask"]) > 0 for r in found)
+    schemas = [
+        parquet.read_schema(file).remove_metadata()
+        for room in ("rollouts", "evals")
+        for file in (straight / room).iterdir()
+    ]
+    assert schemas and all(schema.equals(schemas[0]) for schema in schemas)
+    assert schemas[0].names == list(SCHEMA)
 
 
 def test_what_is_measured_at_the_end_is_the_last_line_once(

@@ -94,7 +94,7 @@ class Session:
             metrics, seconds_left, scale=self.seen.scale(), eval_episodes=self.config.eval_episodes
         )
 
-    def before(self) -> dict[str, float]:
+    def before(self, run: RunFolder) -> dict[str, float]:
         """Measure the untrained policy."""
         return self._measure() if self.config.eval_every else {}
 

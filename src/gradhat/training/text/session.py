@@ -33,7 +33,7 @@ from gradhat.training.text.evaluate import Measurement, Scale, fitting, measure
 from gradhat.training.text.learner import make_learner
 from gradhat.training.text.model import compute_dtype, set_threads
 from gradhat.training.text.progress import judged, progress_line
-from gradhat.training.text.rollouts import write_rollouts
+from gradhat.training.text.rollouts import Phase, write_evals, write_rollouts
 from gradhat.training.text.source import Source
 from gradhat.trajectories import Trajectories
 from gradhat.verdicts import Failures
@@ -136,9 +136,10 @@ class Session:
             num_prompts=self.config.num_prompts,
         )
 
-    def before(self) -> dict[str, float]:
+    def before(self, run: RunFolder) -> dict[str, float]:
         """Measure the untrained model on every held-out question."""
-        return _measure(self, self.held_out, self.config.final_samples).metrics("held_out")
+        sample = _examine(self, run, "before", self.held_out, self.config.final_samples)
+        return sample.metrics("held_out")
 
     def advance(self, run: RunFolder, log: Log) -> dict[str, float]:
         """Take one step: sample, learn, measure. Returns its metrics."""
@@ -160,7 +161,8 @@ class Session:
         write_rollouts(run, self.step, experience.sampled, experience.chosen, batch.adv)
         clock.lap("write")
         if self.step % config.eval_every == 0:
-            sample = _measure(self, self.held_out[: config.eval_questions], config.eval_samples)
+            questions = self.held_out[: config.eval_questions]
+            sample = _examine(self, run, "during", questions, config.eval_samples)
             values |= sample.metrics("held_out")
             log.sample(self.step, batch.records[self.step % len(batch)])
             clock.lap("evaluate")
@@ -196,8 +198,8 @@ class Session:
 
     def finish(self, run: RunFolder) -> Ending:
         """Measure the finished run on every held-out question."""
-        sampled = _measure(self, self.held_out, self.config.final_samples)
-        greedy = _measure(self, self.held_out, 1, greedy=True)
+        sampled = _examine(self, run, "after", self.held_out, self.config.final_samples)
+        greedy = _examine(self, run, "after", self.held_out, 1, greedy=True)
         lines = run.read_metrics()
         summary = {
             "num_tokens": self.num_tokens,
@@ -295,6 +297,21 @@ def _count(session: Session, sampled: Trajectories, learned: dict[str, float]) -
     if len(session.source.levels) > 1:
         values["curriculum/level"] = float(session.source.level)
     return values
+
+
+def _examine(
+    session: Session,
+    run: RunFolder,
+    phase: Phase,
+    questions: list[Question],
+    num_samples: int,
+    *,
+    greedy: bool = False,
+) -> Measurement:
+    """Measure the present weights and write down every completion."""
+    measured = _measure(session, questions, num_samples, greedy=greedy)
+    write_evals(run, session.step, phase, session.version, measured, greedy=greedy)
+    return measured
 
 
 def _measure(
