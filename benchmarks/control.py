@@ -22,7 +22,7 @@ from gradhat.training.control.config import ControlConfig
 
 HERE = Path(__file__).parent
 FRAMES = {"ppo": 100_000, "a2c": 200_000, "dqn": 50_000}
-"""Frames after which nearly all seeds of ours hold 500; Stable-Baselines3 is given the RL Zoo's 100k, 200k, 50k."""
+"""Frames after which nearly all our seeds hold 500; Stable-Baselines3 has the RL Zoo's 100k, 200k, 50k."""
 ENVS = (1, 8, 64, 512)
 SAMPLES = 2048
 """Frames of one PPO batch in `throughput`."""

@@ -48,7 +48,7 @@ CARTPOLE = (
     ControlConfig(
         DQN(
             memory=Memory(capacity=50_000, num_steps=32, num_updates=45, batch_size=128, lr_end=0.0),
-            # A drift to the edge of the track shows its price a hundred steps later: long returns carry it back.
+            # A drift to the edge of the track shows its price a hundred steps later: long returns help.
             settings=dqn.Settings(
                 lr=6e-3,
                 n_step=12,
