@@ -1,12 +1,15 @@
 """`gradhat eval`: a run's own settings, and numbers that agree with the samples."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from gradhat.cli import eval as evaluation
 from gradhat.cli.main import main
+from gradhat.policies.language.chat import Chat
+from gradhat.rollouts.engine import Completion, Engine, Limits
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.text.config import TrainConfig, to_json
 
@@ -90,3 +93,65 @@ def test_a_wrong_command_is_refused(
     places = {"model": str(tiny_model), "run": str(tmp_path / "run")}
     assert main(["eval", *(word.format(**places) for word in argv)]) == code
     assert wanted in capsys.readouterr().err
+
+
+FLAGS_OF_LIMITS = [
+    ("--temperature", "0.3", "temperature", 0.3),
+    ("--top-p", "0.4", "top_p", 0.4),
+    ("--top-k", "5", "top_k", 5),
+    ("--min-p", "0.2", "min_p", 0.2),
+    ("--stop", "a b", "stop_strings", ("a b",)),
+    ("--max-new-tokens", "3", "max_new_tokens", 3),
+]
+
+
+@pytest.mark.parametrize(("flag", "value", "name", "wanted"), FLAGS_OF_LIMITS)
+def test_every_limit_reaches_the_engine(
+    tiny_model: Path,
+    letters_task: str,
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    value: str,
+    name: str,
+    wanted: object,
+) -> None:
+    seen: list[Limits] = []
+    real = Engine.sample
+
+    def sample(self: Engine, prompts: list[list[int]], n: int, limits: Limits) -> list[list[Completion]]:
+        seen.append(limits)
+        return real(self, prompts, n, limits)
+
+    monkeypatch.setattr(Engine, "sample", sample)
+    assert main(["eval", str(tiny_model), "--task", letters_task, *TINY, flag, value]) == 0
+    sampled, greedy = seen
+    assert getattr(sampled, name) == wanted
+    plain = Limits(8, 1.0, seed=sampled.seed)
+    assert {f.name for f in fields(Limits) if getattr(sampled, f.name) != getattr(plain, f.name)} == {name}
+    assert greedy.temperature == 0.0
+
+
+def test_switches_of_the_template_reach_the_prompts(
+    tiny_model: Path, letters_task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[str, ...]] = []
+    real = Chat.read.__func__
+
+    def read(cls: type[Chat], folder: Path, template_args: tuple[str, ...] = ()) -> Chat:
+        given.append(tuple(template_args))
+        return real(cls, folder, template_args)
+
+    monkeypatch.setattr(Chat, "read", classmethod(read))
+    flags = ["--template-args", "loud=true", "--template-args", "level=3", "x=y"]
+    assert main(["eval", str(tiny_model), "--task", letters_task, *TINY, *flags]) == 0
+    assert given == [("loud=true", "level=3", "x=y")]
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--top-p", "0"], ["--min-p", "1"], ["--stop", ""], ["--template-args", "loud"]]
+)
+def test_a_limit_out_of_range_is_refused(
+    wrong: list[str], tiny_model: Path, letters_task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(tiny_model), "--task", letters_task, *TINY, *wrong]) == 2
+    assert "found" in capsys.readouterr().err

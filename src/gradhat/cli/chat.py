@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from gradhat.cli.flags import parse, target
+from gradhat.cli.flags import gathered, parse, target
+from gradhat.cli.sampling import REPEATABLE, Sampling
 from gradhat.errors import ConfigError
 
 USAGE = "gradhat chat RUN|MODEL"
@@ -24,8 +26,9 @@ class Flags:
     """An answer is cut here."""
     temperature: float = 0.7
     """0 is greedy."""
-    top_p: float = 1.0
-    """Sample from the most likely tokens that hold this share of the probability."""
+    sampling: Sampling = field(default_factory=Sampling)
+    template_args: tuple[str, ...] = ()
+    """Switches of the model's chat template, such as enable_thinking=false. A run's own when left out."""
     seed: int = 0
     """The same seed and messages give the same answers."""
     num_threads: int | None = None
@@ -39,35 +42,49 @@ def main(argv: list[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         parse(Flags(), argv, prog=USAGE, description=DESCRIPTION)
     place, argv = target(argv, "run or model", USAGE)
-    flags = parse(Flags(), argv, prog=f"gradhat chat {place}", description=DESCRIPTION)
+    for flag in REPEATABLE:
+        argv = gathered(argv, flag)
+    flags = parse(defaults(place), argv, prog=f"gradhat chat {place}", description=DESCRIPTION)
     if flags.num_threads is not None and flags.num_threads < 1:
         raise ConfigError(f"num_threads={flags.num_threads}: found less than one thread. Use 1 or more.")
+    flags.sampling.limits(flags.max_new_tokens, flags.temperature)
     converse(place, flags)
     return 0
+
+
+def defaults(place: str) -> Flags:
+    """Return the flags' defaults: a run brings the switches of its chat template."""
+    from gradhat.training.run_folder import is_run
+    from gradhat.training.text.config import read
+
+    path = Path(place).expanduser()
+    return Flags(template_args=read(path).template_args) if is_run(path) else Flags()
 
 
 def converse(place: str, flags: Flags) -> None:
     """Keep one conversation: each answer is given with everything said before in view."""
     from gradhat.policies.language import weights
     from gradhat.policies.language.chat import Chat, Message
-    from gradhat.rollouts.engine import Engine, Limits
+    from gradhat.rollouts.engine import Engine
     from gradhat.training.log import printable
     from gradhat.training.seed import derive
     from gradhat.training.text.model import compute_dtype, find, set_threads
 
     set_threads(flags.num_threads)
     folder = find(place)
-    chat = Chat.read(folder)
+    chat = Chat.read(folder, flags.template_args)
     engine = Engine(weights.load(folder, compute_dtype(flags.dtype)), chat, num_slots=1)
     messages: list[Message] = [{"role": "system", "content": flags.system}] if flags.system else []
+    answers: list[tuple[int, ...]] = []
     for turn, text in enumerate(_typed()):
         messages.append({"role": "user", "content": text})
-        limits = Limits(
-            flags.max_new_tokens, flags.temperature, top_p=flags.top_p, seed=derive(flags.seed, "chat", turn)
+        limits = flags.sampling.limits(
+            flags.max_new_tokens, flags.temperature, derive(flags.seed, "chat", turn)
         )
-        answer = engine.sample([chat.encode(messages)], 1, limits)[0][0]
+        answer = engine.sample([chat.encode(messages, answers)], 1, limits)[0][0]
         print(printable(answer.text), flush=True)
         messages.append({"role": "assistant", "content": answer.text})
+        answers.append(answer.tokens)
 
 
 def _typed() -> Iterator[str]:

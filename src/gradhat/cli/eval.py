@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gradhat.cli.columns import Columns
 from gradhat.cli.flags import gathered, parse, target
+from gradhat.cli.sampling import REPEATABLE, Sampling
 from gradhat.errors import ConfigError, TaskError
 
 if TYPE_CHECKING:
@@ -35,10 +36,13 @@ class Flags:
     """Completions sampled for each question: pass@k is estimated for k up to this."""
     temperature: float = 1.0
     """Of the sampled completions."""
+    sampling: Sampling = field(default_factory=Sampling)
     max_new_tokens: int = 32
     """A completion is cut here, and scored as it stands."""
     system: str = ""
     """System prompt. Empty leaves the model's chat template alone."""
+    template_args: tuple[str, ...] = ()
+    """Switches of the model's chat template, such as enable_thinking=false. A run's own when left out."""
     seed: int = 0
     """Chooses the questions, when there are more than n, and the samples."""
     num_slots: int = 64
@@ -60,7 +64,8 @@ def main(argv: list[str]) -> int:
         from gradhat.cli import eval_control
 
         return eval_control.main(Path(place).expanduser(), argv)
-    argv = gathered(argv, "--reward")
+    for flag in ("--reward", *REPEATABLE):
+        argv = gathered(argv, flag)
     flags = parse(defaults(place), argv, prog=f"gradhat eval {place}", description=DESCRIPTION)
     flags = completed(place, flags)
     if not flags.task:
@@ -72,6 +77,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(
             f"temperature={flags.temperature}: sampling needs more than 0. Greedy is measured anyway."
         )
+    flags.sampling.limits(flags.max_new_tokens, flags.temperature)
     report(place, flags)
     return 0
 
@@ -99,6 +105,7 @@ def defaults(place: str) -> Flags:
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
         system=config.system,
+        template_args=config.template_args,
         num_slots=config.num_slots,
         num_threads=config.num_threads,
         dtype=config.dtype,
@@ -122,7 +129,7 @@ def report(place: str, flags: Flags) -> None:
     from gradhat.envs.text.task import held_out_set
     from gradhat.policies.language import weights
     from gradhat.policies.language.chat import Chat
-    from gradhat.rollouts.engine import Engine, Limits
+    from gradhat.rollouts.engine import Engine
     from gradhat.training.seed import derive
     from gradhat.training.text.evaluate import Scale, fitting, measure
     from gradhat.training.text.model import compute_dtype, find, set_threads
@@ -134,7 +141,7 @@ def report(place: str, flags: Flags) -> None:
     if not questions:
         raise TaskError(f"{flags.task}: found no held-out question. Give the task more distinct questions.")
     folder = find(place)
-    chat = Chat.read(folder)
+    chat = Chat.read(folder, flags.template_args)
     network = weights.load(folder, compute_dtype(flags.dtype))
     engine = Engine(network, chat, num_slots=flags.num_slots)
     drawn = len(questions)
@@ -151,7 +158,7 @@ def report(place: str, flags: Flags) -> None:
     failures = Failures(PATIENCE)
 
     def measured(temperature: float, num_samples: int) -> "Measurement":
-        limits = Limits(flags.max_new_tokens, temperature, seed=derive(flags.seed, "eval"))
+        limits = flags.sampling.limits(flags.max_new_tokens, temperature, derive(flags.seed, "eval"))
         return measure(
             task,
             questions,

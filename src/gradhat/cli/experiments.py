@@ -165,6 +165,8 @@ class Model:
     """A completion is cut here."""
     system: str = ""
     """System prompt. Empty leaves the model's chat template alone."""
+    template_args: tuple[str, ...] = ()
+    """Switches of the model's chat template, such as enable_thinking=false."""
     seed: int = 0
     """Chooses the questions and the samples."""
     num_slots: int = 64
@@ -354,7 +356,7 @@ def model(flags: Model, place: str) -> "Report":
     check_model(flags, place, fewest=model.FEWEST)
     set_threads(flags.num_threads)
     task, folder = load_task(flags.task), find(place)
-    chat = Chat.read(folder)
+    chat = Chat.read(folder, flags.template_args)
     network = weights.load(folder, compute_dtype(flags.dtype))
     chosen = model.choose(network, flags.parameters or f"blocks.{network.config.num_layers - 1}.*")
     source = Source([task], system=flags.system, threshold=1.0, seed=flags.seed)

@@ -76,7 +76,8 @@ def main(argv: list[str]) -> int:
     resumed = _value_of("--resume", flags)
     kind, config = _resumed(Path(resumed).expanduser()) if resumed and name is None else _named(name, flags)
     prog = f"gradhat train {name or ''}".rstrip()
-    flags = gathered(flags, "--reward")
+    for flag in ("--reward", "--template-args"):
+        flags = gathered(flags, flag)
     launch = parse(kind.launch(config), flags, prog=prog, description=DESCRIPTION, kind=kind.launch)
     launch = replace(launch, config=kind.ready(launch))
     if launch.dry_run:
@@ -227,15 +228,14 @@ def _value_of(flag: str, flags: list[str]) -> str | None:
 
 def _absolute(config: Any) -> Any:
     """Name task and model files from the root, so that the config can be launched from any folder."""
-    from gradhat.policies.language.alias import ALIASES
+    from gradhat.training.text.model import settled
 
-    model = Path(config.model).expanduser()
     return replace(
         config,
         task=_absolute_task(config.task),
         curriculum=tuple(map(_absolute_task, config.curriculum)),
         reward=tuple(map(_absolute_task, config.reward)),
-        model=str(model.resolve()) if config.model not in ALIASES and model.exists() else config.model,
+        model=settled(config.model),
     )
 
 

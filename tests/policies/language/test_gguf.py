@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from tiny import TEMPLATE, TOKENS, our_logits, peer_from_gguf, peer_logits, write_gguf
 from tokenizers import Tokenizer
@@ -160,3 +161,84 @@ def test_a_damaged_file_says_so(kept: int, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(ModelError, match="damaged, cut short, or not GGUF"):
         resolve(str(file))
+
+
+ODD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "merge of one word": ({"MERGES": ["hello"]}, {}, "merge 'hello' joins no two tokens"),
+    "merge of unknown tokens": ({"MERGES": ["q x"]}, {}, "merge 'q x' joins no two tokens"),
+    "no merges": ({"MERGES": []}, {}, "tokenizer.ggml.merges is no list of texts"),
+    "end outside the vocabulary": ({"END": 10**6}, {}, "eos token is 1000000, outside its vocabulary"),
+    "key_length 0": (
+        {},
+        {"metadata": {"attention.key_length": 0}},
+        "head_dim is needed as a positive integer",
+    ),
+    "key_length odd": ({}, {"metadata": {"attention.key_length": 7}}, "heads of size 7"),
+    "key-value heads text": (
+        {},
+        {"metadata": {"attention.head_count_kv": "2"}},
+        "num_key_value_heads is needed",
+    ),
+    "no heads": ({}, {"metadata": {"attention.head_count": 0}}, "does not say its attention.head_count"),
+    "rows that are no heads": (
+        {},
+        {"extra": {"blk.0.attn_q.weight": np.ones((60, 64), np.float32)}},
+        r"q_proj.weight|damaged",
+    ),
+    "a layer less": ({}, {"metadata": {"block_count": 3}}, r"lack|numbers"),
+    "another width": ({}, {"metadata": {"feed_forward_length": 64}}, "has the shape"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_any_wrong_value_is_an_error_with_a_sentence(
+    name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants, settings, message = ODD[name]
+    for constant, value in constants.items():
+        monkeypatch.setattr(tiny, constant, value)
+    write_gguf(tmp_path / "model.gguf", **settings)
+    with pytest.raises(ModelError, match=message):
+        resolve(str(tmp_path / "model.gguf"))
+    assert not [path for path in (cache / "models").glob("*") if not path.name.endswith(".lock")]
+
+
+@pytest.mark.parametrize("at", [8, 16, 24])
+def test_counts_that_the_file_cannot_hold_cost_no_time(at: int, tmp_path: Path) -> None:
+    """The number of tensors, of keys, and the length of the first key: each as large as can be written."""
+    file = tmp_path / "model.gguf"
+    write_gguf(file)
+    contents = bytearray(file.read_bytes())
+    contents[at : at + 8] = b"\xff" * 7 + b"\x7f"
+    file.write_bytes(contents)
+    with pytest.raises(ModelError, match="damaged, cut short, or not GGUF"):
+        resolve(str(file))
+
+
+def test_an_array_that_is_longer_than_the_file_costs_no_time(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    write_gguf(file)
+    contents = bytearray(file.read_bytes())
+    key = contents.index(b"tokenizer.ggml.token_type") + len(b"tokenizer.ggml.token_type")
+    contents[key + 8 : key + 16] = (2**61).to_bytes(8, "little")
+    file.write_bytes(contents)
+    with pytest.raises(ModelError, match="announces an array of"):
+        resolve(str(file))
+
+
+@pytest.mark.parametrize("size", [0, 70_000, 1 << 30])
+def test_weights_are_written_in_parts_of_bounded_size(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "model.gguf", tied=False)
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    convert(tmp_path / "model.gguf", tmp_path / "whole")
+    monkeypatch.setattr("gradhat.policies.language.gguf.SHARD", size)
+    convert(tmp_path / "model.gguf", tmp_path / "parts")
+    written = sorted((tmp_path / "parts").glob("*.safetensors"))
+    largest = 4 * len(tiny.TOKENS) * 64
+    assert len(written) == 1 if size == 1 << 30 else len(written) > 3
+    assert all(file.stat().st_size <= max(size, largest) + 4096 for file in written) or size == 1 << 30
+    whole, parts = (load(tmp_path / name).state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -125,3 +125,50 @@ def test_a_damaged_file(text: str, named: str, tmp_path: Path) -> None:
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
         read_config(tmp_path)
+
+
+WRONG: dict[str, list[Any]] = {
+    "num_key_value_heads": ["8", [2], -8, 2.0, 0, True],
+    "head_dim": ["8", -8, 7, 0, 8.0, 2**40],
+    "rms_norm_eps": ["1e-5", None, 0, -1e-5, float("nan"), float("inf"), True],
+    "rope_theta": ["big", -1, float("nan"), [1]],
+    "sliding_window": ["x", 0, 1.5],
+    "rope_parameters": [[1], "llama3", 3],
+    "rope_scaling": [[1], 7],
+    "tie_word_embeddings": ["yes", 1, []],
+    "attention_bias": ["no", 1],
+    "mlp_bias": [1.0],
+    "max_position_embeddings": ["512", -1, None],
+    "intermediate_size": [96.0, "96"],
+    "vocab_size": [2**40, 0],
+    "num_hidden_layers": [10**6, -2],
+    "hidden_act": [["silu"], 3],
+    "model_type": [["llama"], {}],
+    "num_attention_heads": [3, 7],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in WRONG.items() for value in values], ids=str
+)
+def test_any_wrong_value_is_an_error_with_a_sentence(key: str, value: Any) -> None:
+    with pytest.raises(ModelError, match=r"some-model.*(Correct config\.json|Use a model of that shape)"):
+        parse(**{key: value})
+
+
+@pytest.mark.parametrize("key", LLAMA3)
+@pytest.mark.parametrize("value", ["2", 0, -1.0, None, float("nan"), [], True])
+def test_wrong_parameters_of_the_llama3_rope(key: str, value: Any) -> None:
+    with pytest.raises(ModelError, match=rf"{key}.*Correct config\.json"):
+        parse(rope_scaling={"rope_type": "llama3", **LLAMA3, key: value})
+
+
+def test_frequencies_whose_order_is_wrong() -> None:
+    with pytest.raises(ModelError, match="low_freq_factor 4 is not below high_freq_factor 4"):
+        parse(rope_scaling={"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0})
+
+
+def test_a_file_that_nests_without_end(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(ModelError, match="damaged"):
+        read_config(tmp_path)

@@ -1,5 +1,6 @@
 """Our network and files against transformers', and every way a model folder can be wrong."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from tiny import add_tokenizer, change_json, our_logits, peer, peer_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradhat.errors import ModelError
-from gradhat.policies.language.config import read_json
+from gradhat.policies.language.chat import Chat
+from gradhat.policies.language.config import COMPANIONS, read_json
 from gradhat.policies.language.weights import load, read_config, resolve, save
 
 LLAMA3 = {
@@ -172,7 +174,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(
         ModelError, match=r"(?s)'someone/some-model'.*hub could not give it.*network.*smollm2-135m"
     ):
-        resolve("someone/some-model")
+        resolve("hf:someone/some-model")
 
 
 def test_a_model_in_the_hub_cache_needs_no_network(
@@ -184,10 +186,145 @@ def test_a_model_in_the_hub_cache_needs_no_network(
     shutil.copytree(folder, kept / "snapshots" / "0123abc")
     (kept / "refs").mkdir()
     (kept / "refs" / "main").write_text("0123abc")
-    assert read_config(resolve("someone/some-model")) == read_config(folder)
+    assert read_config(resolve("hf:someone/some-model")) == read_config(folder)
+
+
+def test_a_model_of_the_hub_is_asked_for_by_its_prefix_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's name that is mistyped goes to no network, and the right one is named."""
+
+    def fetched(*_: object, **__: object) -> str:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "first_light").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"unknown.*Did you mean runs/first_light\?.*hf:owner/name"):
+        resolve("runs/first_ligth")
+    with pytest.raises(ModelError, match=r"unknown.*Did you mean smollm2-135m"):
+        resolve("smolm2-135m")
+    for odd in ("a" * 5000, "~nobody-of-that-name/x", "a\0b", ""):
+        with pytest.raises(ModelError, match=r"unknown|no config\.json"):
+            resolve(odd)
+    for odd in ("hf:", "hf:runs", "hf:../x/y", "hf:a/b/c", "hf:https://x/y"):
+        with pytest.raises(ModelError, match=r"hf:owner/name"):
+            resolve(odd)
+
+
+def test_the_home_folder_has_a_short_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert resolve("~/model") == folder
+
+
+# --- files outside the folder ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    peer("llama").save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    return tmp_path / "sharded"
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "link.safetensors", "a/b", ".."])
+def test_weights_outside_the_folder_are_not_read(name: str, sharded: Path) -> None:
+    outside = sharded.parent / "outside.safetensors"
+    shutil.copyfile(min(sharded.glob("model-*.safetensors")), outside)
+    (sharded / "link.safetensors").symlink_to(outside)
+    index = sharded / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())["weight_map"]
+    change_json(index, weight_map=listed | {next(iter(listed)): name})
+    with pytest.raises(ModelError, match="outside the folder"):
+        load(sharded)
+
+
+@pytest.mark.parametrize("wrong", [None, [], {}, "x", {"a": 1}, {"a": None}, [["a", "b"]]])
+def test_an_index_that_is_none(wrong: object, sharded: Path) -> None:
+    index = sharded / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": wrong}))
+    with pytest.raises(ModelError, match="no weight_map"):
+        load(sharded)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", *COMPANIONS])
+def test_links_out_of_the_folder_are_not_followed(name: str, folder: Path, tmp_path: Path) -> None:
+    """A link named tokenizer.model would else be copied into every checkpoint, and with it what it points
+    to."""
+    add_tokenizer(folder)
+    secret = tmp_path / "secret"
+    secret.write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"{}")
+    state, config = load(folder).state_dict(), read_config(folder)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    with pytest.raises(ModelError, match="outside the folder"):
+        load(folder)
+        Chat.read(folder)
+    if name != "model.safetensors":
+        with pytest.raises(ModelError, match="outside the folder"):
+            save(state, config, tmp_path / "saved", folder)
+
+
+def test_links_within_the_folder_and_to_the_folder_are_followed(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "weights")
+    (folder / "model.safetensors").symlink_to("weights")
+    (tmp_path / "named").symlink_to(folder)
+    assert load(tmp_path / "named").config == read_config(folder)
+
+
+def test_the_hub_cache_keeps_files_beside_its_folders(folder: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "models--a--b"
+    (kept / "blobs").mkdir(parents=True)
+    (kept / "snapshots" / "0").mkdir(parents=True)
+    for file in folder.iterdir():
+        shutil.copyfile(file, kept / "blobs" / f"hash-{file.name}")
+        (kept / "snapshots" / "0" / file.name).symlink_to(f"../../blobs/hash-{file.name}")
+    assert load(kept / "snapshots" / "0").config == read_config(folder)
+
+
+# --- what a saved folder says ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["a generation config", "none"])
+def test_transformers_stops_where_a_saved_model_learned_to_stop(
+    kept: bool, folder: Path, tmp_path: Path
+) -> None:
+    """A base model declares the end of a document; it was trained to end an answer with another token."""
+    change_json(folder / "config.json", eos_token_id=0)
+    if kept:
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "temperature": 0.5}))
+    model = load(folder)
+    save(model.state_dict(), model.config, tmp_path / "saved", folder, stop_ids={2, 0})
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert theirs.generation_config.eos_token_id == theirs.config.eos_token_id == [0, 2]
+    assert theirs.generation_config.temperature == (0.5 if kept else theirs.generation_config.temperature)
+    ends = IDS[None, :3]
+    with torch.no_grad():
+        theirs.lm_head.weight.zero_()
+        theirs.lm_head.weight[2] = theirs.model(ends).last_hidden_state[0, -1]
+    assert theirs.generate(ends, max_new_tokens=5, do_sample=False).shape[1] == 4
+
+
+def test_a_tied_model_that_stores_its_head_alone(folder: Path) -> None:
+    tensors: dict[str, Any] = load_file(folder / "model.safetensors")
+    shared = tensors["model.embed_tokens.weight"]
+    rewrite(folder, lm_head__weight=shared, model__embed_tokens__weight=None)
+    with pytest.raises(ModelError, match=r"lack model\.embed_tokens\.weight"):
+        load(folder)
+    change_json(folder / "config.json", tie_word_embeddings=True)
+    model = load(folder)
+    assert model.head is None and torch.equal(model.embed.weight, shared)
 
 
 # --- damaged folders ---------------------------------------------------------------------------------------
+
+
+def test_promises_that_the_files_cannot_hold_take_no_memory_and_no_time(folder: Path) -> None:
+    for promise in ({"num_hidden_layers": 10**9}, {"vocab_size": 2**31}, {"hidden_size": 2**30}):
+        before = (folder / "config.json").read_text()
+        change_json(folder / "config.json", **promise)
+        with pytest.raises(ModelError, match=r"promises .* numbers|outside|Correct"):
+            load(folder)
+        (folder / "config.json").write_text(before)
 
 
 def test_a_folder_without_config_json(folder: Path) -> None:

@@ -22,6 +22,7 @@ TEMPLATE = (
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 BYTES = list(bytes_to_unicode().values())
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ Ġ", "Ġ hello"]
+END = 2
 TOKENS = [*SPECIAL, *BYTES, *(merge.replace(" ", "") for merge in MERGES), "<tool>"]
 TOKEN_TYPES = [3] * len(SPECIAL) + [1] * (len(BYTES) + len(MERGES)) + [4]
 
@@ -163,7 +164,7 @@ def write_vocabulary(writer: gguf.GGUFWriter, pre: str) -> None:
     writer.add_token_types(TOKEN_TYPES)
     writer.add_token_merges(MERGES)
     writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    writer.add_eos_token_id(END)
     writer.add_chat_template(TEMPLATE)
 
 

@@ -61,6 +61,7 @@ LEARNED: dict[str, Case] = {
     "curriculum": Case((f"{TASKS}:Printable",)),
     "curriculum_threshold": Case(1.0, LEVELS),
     "system": Case("Be brief."),
+    "template_args": Case(("loud=true",), {"model": "switched"}),
     "model": Case("another"),
     "algorithm": Case("dr_grpo"),
     "baseline_decay": Case(0.3, {"algorithm": "reinforce"}),
@@ -123,17 +124,22 @@ Runs = Callable[[TrainConfig], Run]
 def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Run a config to its end, once for each."""
     folder = tmp_path_factory.mktemp("runs")
-    another = folder / "another"
-    another.mkdir()
-    for file in tiny_model.iterdir():
-        (another / file.name).write_bytes(file.read_bytes())
+    another, switched = folder / "another", folder / "switched"
+    for copy in (another, switched):
+        copy.mkdir()
+        for file in tiny_model.iterdir():
+            (copy / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((switched / "tokenizer_config.json").read_text())
+    settings["chat_template"] += "{% if loud is defined and loud %}!{% endif %}"
+    (switched / "tokenizer_config.json").write_text(json.dumps(settings))
     tensors = load_file(another / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.5
     save_file(tensors, another / "model.safetensors", metadata={"format": "pt"})
 
     @cache
     def once(config: TrainConfig) -> Run:
-        config = replace(config, model=str(another if config.model == "another" else tiny_model))
+        folders = {"another": another, "switched": switched}
+        config = replace(config, model=str(folders.get(config.model, tiny_model)))
         check(config)
         path = folder / str(len(list(folder.iterdir())))
         with RunFolder.create(path, to_json(config)) as place:

@@ -8,6 +8,8 @@ the 11 of float16.
 import json
 import re
 import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from gradhat.errors import ModelError
 from gradhat.policies.language.config import Json, parse_config
+from gradhat.policies.language.gguf_header import check_counts, damaged
 
 if TYPE_CHECKING:
     from gguf import ReaderTensor
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 COUNTS = ("embedding_length", "feed_forward_length", "block_count", "attention.head_count", "context_length")
 
+SHARD = 1 << 30
+"""Bytes of dequantised weights that are in memory at once, and in one file."""
+FLOAT = 4
 TOP_TENSORS = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -62,15 +68,30 @@ def convert(file: Path, folder: Path) -> None:
     Raises ModelError for a damaged file, an architecture outside the shape, or an unsupported tokenizer.
     """
     metadata, tensors = read(file)
-    config = hugging_face_config(file, metadata, tensors)
-    parse_config(config, file)
-    tokenizer = build_tokenizer(file, metadata)
+    with sound(file):
+        config = hugging_face_config(file, metadata, tensors)
+        parse_config(config, file)
+        tokenizer = build_tokenizer(file, metadata)
+        described = tokenizer_config(metadata)
     write_json(folder / "config.json", config)
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
     write_json(folder / "generation_config.json", ends)
     tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", tokenizer_config(metadata))
-    write_tensors(file, config, tensors, folder / "model.safetensors")
+    write_json(folder / "tokenizer_config.json", described)
+    write_tensors(file, config, tensors, folder)
+
+
+@contextmanager
+def sound(file: Path) -> Generator[None]:
+    """Turn what the contents of `file` raise into a ModelError: they may hold anything in any place."""
+    try:
+        yield
+    except (ModelError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    # The libraries answer damage with any type of error; a panic in Rust is no Exception.
+    except BaseException as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise damaged(file, reason) from error
 
 
 def write_json(path: Path, contents: Json) -> None:
@@ -81,16 +102,11 @@ def read(file: Path) -> tuple[Json, list["ReaderTensor"]]:
     """Return the metadata and the tensors (still quantised, memory-mapped) of `file`."""
     from gguf import GGUFReader
 
-    try:
+    check_counts(file)
+    with sound(file):
         reader = GGUFReader(file)
         metadata: Json = {name: field.contents() for name, field in reader.fields.items()}
-    # The reader walks raw bytes: damage shows as any of these, depending on where it is.
-    except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
-        raise ModelError(
-            f"Reading {file} as GGUF failed: {error}. "
-            "The file is damaged, cut short, or not GGUF. Copy or download it again."
-        ) from error
-    return metadata, list(reader.tensors)
+        return metadata, list(reader.tensors)
 
 
 def hugging_face_config(file: Path, metadata: Json, tensors: list["ReaderTensor"]) -> Json:
@@ -102,7 +118,7 @@ def hugging_face_config(file: Path, metadata: Json, tensors: list["ReaderTensor"
             "Use a model of one of these."
         )
     own = {name.removeprefix(f"{architecture}."): value for name, value in metadata.items()}
-    if lacking := [name for name in COUNTS if not isinstance(own.get(name), int)]:
+    if lacking := [name for name in COUNTS if type(own.get(name)) is not int or own[name] < 1]:
         raise ModelError(
             f"{file} does not say its {', '.join(lacking)}. Convert or download the model again."
         )
@@ -131,6 +147,8 @@ def hugging_face_config(file: Path, metadata: Json, tensors: list["ReaderTensor"
         config["num_local_experts"] = own["expert_count"]
     for ours, theirs in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
         if (token := own.get(f"tokenizer.ggml.{theirs}_token_id")) is not None:
+            if type(token) is not int or not 0 <= token < config["vocab_size"]:
+                raise damaged(file, f"its {theirs} token is {token!r}, outside its vocabulary")
             config[f"{ours}_token_id"] = token
     return config
 
@@ -176,29 +194,55 @@ def llama3_divisors(scaling: Json, size: int, theta: float) -> NDArray[np.float6
     return 1 / ((1 - keep) / scaling["factor"] + keep)
 
 
-def write_tensors(file: Path, config: Json, tensors: list["ReaderTensor"], path: Path) -> None:
-    """Dequantise `tensors` and write them under their Hugging Face names."""
+def write_tensors(file: Path, config: Json, tensors: list["ReaderTensor"], folder: Path) -> None:
+    """Dequantise `tensors` and write them under their Hugging Face names.
+
+    In one file, or in several of about `SHARD` bytes with an index: no more than that is in memory at once.
+    """
+    shards: list[list[ReaderTensor]] = []
+    size = SHARD
+    for tensor in tensors:
+        if tensor.name == "rope_freqs.weight":  # it is in the config
+            continue
+        if size + FLOAT * tensor.n_elements > SHARD:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += FLOAT * tensor.n_elements
+    places: dict[str, str] = {}
+    for at, shard in enumerate(shards, start=1):
+        whole = len(shards) == 1
+        name = "model.safetensors" if whole else f"model-{at:05}-of-{len(shards):05}.safetensors"
+        places |= dict.fromkeys(write_shard(file, config, shard, folder / name), name)
+    if len(shards) > 1:
+        write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
+
+
+def write_shard(file: Path, config: Json, tensors: list["ReaderTensor"], path: Path) -> list[str]:
+    """Write some of the tensors to `path`; return their Hugging Face names."""
     from gguf.quants import dequantize
     from safetensors.numpy import save_file
 
     arrays: dict[str, NDArray[np.float32]] = {}
     for tensor in tensors:
-        if tensor.name == "rope_freqs.weight":  # it is in the config
-            continue
         name = hugging_face_name(file, tensor.name)
         try:
-            array = np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-        except NotImplementedError as error:
+            with sound(file):
+                array = np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+                if config["model_type"] == "llama" and re.search(r"[qk]_proj", name):
+                    array = halves_from_pairs(array, config["head_dim"])
+                arrays[name] = np.ascontiguousarray(array)
+        except ModelError as error:
+            if not isinstance(error.__cause__, NotImplementedError):
+                raise
             raise ModelError(
                 f"{file} stores {tensor.name} as {tensor.tensor_type.name}, which cannot be dequantised. "
                 "Use a file of the model in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5 or a K-quant."
             ) from error
-        if config["model_type"] == "llama" and re.search(r"[qk]_proj", name):
-            array = halves_from_pairs(array, config["head_dim"])
-        arrays[name] = np.ascontiguousarray(array)
     save_file(arrays, path, metadata={"format": "pt"})
     # The library makes the file readable for its owner alone; a cache may be shared.
     shutil.copymode(path.parent / "config.json", path)
+    return list(arrays)
 
 
 def hugging_face_name(file: Path, name: str) -> str:
@@ -232,11 +276,9 @@ def build_tokenizer(file: Path, metadata: Json) -> "Tokenizer":
             f"{file} has the tokenizer model {kind!r} with the pre-tokenizer {pre!r}. Supported: 'gpt2' with "
             f"{', '.join(PRE_TOKENIZERS)}. Use the model's Hugging Face folder."
         )
-    tokens = metadata["tokenizer.ggml.tokens"]
+    tokens = texts(file, metadata, "tokens")
     vocab = {token: index for index, token in enumerate(tokens)}
-    merges = [
-        (left, right) for left, right in (merge.split(" ") for merge in metadata["tokenizer.ggml.merges"])
-    ]
+    merges = [merge_of(file, merge, vocab) for merge in texts(file, metadata, "merges")]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
     if pre in ("qwen2", "deepseek-r1-qwen"):
         tokenizer.normalizer = normalizers.NFC()
@@ -250,6 +292,22 @@ def build_tokenizer(file: Path, metadata: Json) -> "Tokenizer":
             single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
         )
     return tokenizer
+
+
+def texts(file: Path, metadata: Json, name: str) -> list[str]:
+    """Return a list of texts of the tokenizer."""
+    found = metadata.get(f"tokenizer.ggml.{name}")
+    if not isinstance(found, list) or not found or not all(isinstance(text, str) for text in found):
+        raise damaged(file, f"tokenizer.ggml.{name} is no list of texts")
+    return found
+
+
+def merge_of(file: Path, merge: str, vocab: Mapping[str, int]) -> tuple[str, str]:
+    """Return the two pieces that a merge joins."""
+    left, _, right = merge.partition(" ")
+    if not {left, right, left + right} <= vocab.keys():
+        raise damaged(file, f"the merge {merge!r} joins no two tokens of the vocabulary to a third")
+    return left, right
 
 
 def pre_tokenizer(pre: str) -> "PreTokenizer":

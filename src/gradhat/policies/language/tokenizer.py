@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradhat.errors import ModelError
-from gradhat.policies.language.config import Json, read_json
+from gradhat.policies.language.config import COMPANIONS, Json, own, read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,11 +33,9 @@ def read(folder: Path) -> Read:
     Nothing of the folder is executed: ModelError for one that needs code of its own, and for one without a
     tokenizer or with a damaged one.
     """
-    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-    for name in names:
-        if (folder / name).is_file():
-            read_json(folder / name)
-    config = read_json(folder / "tokenizer_config.json") if (folder / names[1]).is_file() else {}
+    present = [name for name in COMPANIONS if own(folder, name).exists()]
+    objects = {name: read_json(folder / name) for name in present if name.endswith(".json")}
+    config = objects.get("tokenizer_config.json", {})
     refuse_code(folder, config)
     try:
         return _from_transformers(folder, config)

@@ -4,11 +4,13 @@ One table, `layout`, says which rows of which of our parameters a Hugging Face t
 the checks read it.
 """
 
+import difflib
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,48 +23,94 @@ from torch.overrides import TorchFunctionMode
 
 from gradhat.errors import ModelError
 from gradhat.policies.language.alias import ALIASES, cached, fetch_smollm2
-from gradhat.policies.language.config import read_config, read_json
+from gradhat.policies.language.config import COMPANIONS, own, read_config, read_json
 from gradhat.policies.language.gguf import convert
 from gradhat.policies.language.transformer import Transformer, TransformerConfig
 
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-
-
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FLOATS = ("F32", "BF16", "F16", "F64")
+
+
+HUB = "hf:"
+"""What a model of the hub begins with, as in hf:owner/name."""
 
 
 def resolve(model: str) -> Path:
     """Return a Hugging Face folder on disk for a model's name.
 
-    `model` is an alias (`smollm2-135m`), a folder, a `.gguf` file, or a hub id (`owner/name`). What is not a
-    folder yet is fetched or converted once and kept in the cache. Raises ModelError when none of these fits,
-    or what fits cannot be reached or used.
+    `model` is an alias (`smollm2-135m`), a folder, a `.gguf` file, or `hf:owner/name`, a model of the hub.
+    What is not a folder yet is fetched or converted once and kept in the cache. Raises ModelError when none
+    of these fits, or what fits cannot be reached or used.
     """
-    path = Path(model).expanduser()
     if model in ALIASES:
         return cached(model, fetch_smollm2)
-    if path.is_dir():
+    if model.startswith(HUB):
+        return from_hub(model.removeprefix(HUB))
+    path = home(model)
+    if exists(path) and path.is_dir():
         read_config(path)
         return path
-    if path.is_file() and path.suffix == ".gguf":
-        return cached(gguf_key(path), partial(convert, path))
-    if not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf":
-        return from_hub(model)
-    found = "a file that is not .gguf" if path.is_file() else "no such alias, folder or file"
+    if exists(path) and path.suffix == ".gguf":
+        return cached(gguf_key(path), partial(convert_whole, path))
+    found = "a file that is not .gguf" if exists(path) else "no such alias, folder or file"
     raise ModelError(
-        f"The model {model!r} is unknown: {found}. Known aliases: {', '.join(ALIASES)}. "
-        "Also accepted: a Hugging Face model folder, a .gguf file, a hub id such as owner/name."
+        f"The model {model!r} is unknown: {found}.{near(model)} Known aliases: {', '.join(ALIASES)}. "
+        "Also accepted: a run, a Hugging Face model folder, a .gguf file, a hub id, which is written "
+        "hf:owner/name."
     )
+
+
+def home(place: str) -> Path:
+    """Return the path that `place` names; ~ is the home folder, of whoever has one."""
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:
+        return Path(place)
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is something at `path`; what the system calls no path is nothing."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def near(model: str) -> str:
+    """Return " Did you mean X?" for the aliases, the runs and what lies beside `model` that are most like
+    it."""
+    places = {home(model).parent, Path("runs")}
+    known = [*ALIASES, *(str(path) for place in places if exists(place) for path in _folders(place))]
+    found = difflib.get_close_matches(str(home(model)), known, n=3)
+    return f" Did you mean {' or '.join(found)}?" if found else ""
+
+
+def _folders(place: Path) -> list[Path]:
+    try:
+        return [path for path in place.iterdir() if path.is_dir() or path.suffix == ".gguf"]
+    except OSError:  # a hint is worth no error of its own
+        return []
+
+
+def convert_whole(file: Path, folder: Path) -> None:
+    """Convert a GGUF `file` into `folder`, and see that its tensors are those that its shape leads to.
+
+    A folder that cannot be loaded is not kept.
+    """
+    convert(file, folder)
+    config = read_config(folder)
+    files = weight_files(folder)
+    refuse_empty_promises(config, files)
+    parameters = dict(shapes(config).named_parameters())
+    places = {name: rows.of(parameters) for name, rows in layout(config).items()}
+    missing = set(places)
+    for part in files:
+        with opened(part) as tensors:
+            missing -= matching(tensors, places, part)
+    if missing:
+        raise ModelError(
+            f"{file} lacks {some(missing)}, which its shape promises. Copy or download it again."
+        )
 
 
 def gguf_key(file: Path) -> str:
@@ -73,9 +121,14 @@ def gguf_key(file: Path) -> str:
 
 
 def from_hub(name: str) -> Path:
-    """Download a model from the hub, or find it in the hub's own cache."""
+    """Download the model `owner/name` from the hub, or find it in the hub's own cache."""
     from huggingface_hub import snapshot_download
 
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is None:
+        raise ModelError(
+            f"The model {HUB}{name} is unknown: a model of the hub is written {HUB}owner/name. "
+            "Look its name up on the hub."
+        )
     patterns = ["*.json", "model*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
@@ -83,7 +136,7 @@ def from_hub(name: str) -> Path:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"The model {name!r} is not a folder here, and the model hub could not give it: {reason}\n"
+            f"The model {name!r} was asked for, and the model hub could not give it: {reason}\n"
             "Check the name and the network (for a gated model also HF_TOKEN), or give a folder, a .gguf "
             f"file or an alias ({', '.join(ALIASES)})."
         ) from error
@@ -103,11 +156,11 @@ class Rows(NamedTuple):
 def layout(config: TransformerConfig) -> dict[str, Rows]:
     """Return, for each Hugging Face tensor name, the rows of our parameter that hold it."""
     table = {
-        "model.embed_tokens.weight": Rows("embed.weight"),
+        EMBEDDING: Rows("embed.weight"),
         "model.norm.weight": Rows("norm.weight"),
     }
     if not config.tied:
-        table["lm_head.weight"] = Rows("head.weight")
+        table[HEAD] = Rows("head.weight")
     q_end = config.num_heads * config.head_dim
     k_end = q_end + config.num_kv_heads * config.head_dim
     split = {"q": (0, q_end), "k": (q_end, k_end), "v": (k_end, None)}
@@ -136,42 +189,87 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
 
     Raises ModelError when a file is missing or damaged, or holds other tensors than `config.json` leads to.
     """
-    config = read_config(folder)
+    config, files = read_config(folder), weight_files(folder)
+    found = set[str]().union(*map(tensor_names, files))
+    refuse_empty_promises(config, files)
     model = uninitialised(config, dtype)
     parameters = {name: parameter.data for name, parameter in model.named_parameters()}
     places = {name: rows.of(parameters) for name, rows in layout(config).items()}
-    files, missing = weight_files(folder), set(places)
+    if config.tied and HEAD in found and EMBEDDING not in found:
+        # What both share is stored once, under the name of the other.
+        places[HEAD] = places.pop(EMBEDDING)
+    missing = set(places)
     for file in files:
-        try:
-            missing -= copy_tensors(file, places)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"Reading {file} failed: {error}. The file is damaged or cut short. "
-                "Copy or download it again; a folder in gradhat's cache can be deleted, it is made again."
-            ) from error
+        missing -= copy_tensors(file, places)
     if missing:
         raise ModelError(
             f"The weights in {folder} lack {some(missing)}, which its config.json promises. "
             "Copy the missing files, or correct config.json."
         )
-    if config.tied:
+    if config.tied and EMBEDDING in places:
         refuse_second_head(files, parameters["embed.weight"])
     return model
 
 
+def refuse_empty_promises(config: TransformerConfig, files: Iterable[Path]) -> None:
+    """Raise ModelError where `config` promises more numbers than its files have bytes, before memory for them
+    is taken."""
+    c = config
+    heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    layer = c.hidden_size * (2 * heads + 2 * kv_heads + 3 * c.intermediate_size)
+    promised = c.num_layers * layer + c.vocab_size * c.hidden_size * (1 if c.tied else 2)
+    held = sum(file.stat().st_size for file in files)
+    if promised > held:
+        raise ModelError(
+            f"config.json promises {promised:,} numbers, but {', '.join(file.name for file in files)} in "
+            f"{next(iter(files)).parent} lack most of them: {held:,} bytes. A file is damaged or cut short, "
+            f"or "
+            "config.json is another model's."
+        )
+
+
+@contextmanager
+def opened(file: Path) -> Generator[Any]:
+    """Open a safetensors file. What the library says against it, then or later, becomes a ModelError."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(
+            f"Reading {file} failed: {error}. The file is damaged or cut short. "
+            "Copy or download it again; a folder in gradhat's cache can be deleted, it is made again."
+        ) from error
+
+
+def tensor_names(file: Path) -> set[str]:
+    """Return the names of the tensors in `file`."""
+    with opened(file) as tensors:
+        return set(tensors.keys())
+
+
+def matching(tensors: Any, places: Mapping[str, Tensor], file: Path) -> set[str]:
+    """Return the names of the `tensors` of an open file that belong into `places`.
+
+    ModelError for one that has no place, or another shape or kind than its place.
+    """
+    # Some files carry what follows from the rest: the rotary frequencies, and the head when tied.
+    found = {name for name in tensors.keys() if not name.endswith("rotary_emb.inv_freq")}  # noqa: SIM118
+    names = found & set(places)
+    if unexpected := found - names - {HEAD}:
+        raise ModelError(
+            f"{file} holds {some(unexpected)}, for which its config.json has no place. "
+            "Check that config.json belongs to these weights, and that they are not an adapter."
+        )
+    for name in names:
+        check_tensor(name, tensors.get_slice(name), places[name], file)
+    return names
+
+
 def copy_tensors(file: Path, places: Mapping[str, Tensor]) -> set[str]:
     """Copy the tensors in `file` to their places, converting their type. Return their names."""
-    with safe_open(file, framework="pt") as tensors:
-        # Some files carry what follows from the rest: the rotary frequencies, and the head when tied.
-        found = {name for name in tensors.keys() if not name.endswith("rotary_emb.inv_freq")}  # noqa: SIM118
-        names = found & set(places)
-        if unexpected := found - names - {"lm_head.weight"}:
-            raise ModelError(
-                f"{file} holds {some(unexpected)}, for which its config.json has no place. "
-                "Check that config.json belongs to these weights, and that they are not an adapter."
-            )
+    with opened(file) as tensors:
+        names = matching(tensors, places, file)
         for name in names:
-            check_tensor(name, tensors.get_slice(name), places[name], file)
             places[name].copy_(tensors.get_tensor(name))
     return names
 
@@ -185,14 +283,19 @@ class SkipInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def shapes(config: TransformerConfig) -> Transformer:
+    """Return a network without memory for its weights."""
+    with torch.device("meta"), SkipInit():
+        return Transformer(config)
+
+
 def uninitialised(config: TransformerConfig, dtype: torch.dtype) -> Transformer:
     """Return a network whose weights hold whatever is in memory.
 
     Drawing initial values for 135M weights takes 2 s, ten times as long as reading the right ones. On the
     meta device it takes no time, but `normal_` there imports the compiler (1 s), and so does `to_empty`.
     """
-    with torch.device("meta"), SkipInit():
-        model = Transformer(config)
+    model = shapes(config)
     storage = {name: torch.empty(place.shape, dtype=dtype) for name, place in model.named_parameters()}
     model.load_state_dict(storage, assign=True)
     return model
@@ -200,7 +303,8 @@ def uninitialised(config: TransformerConfig, dtype: torch.dtype) -> Transformer:
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a model folder: one, or the shards that the index lists."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single = own(folder, "model.safetensors")
+    index = folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
     if not index.is_file():
@@ -208,7 +312,13 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} has neither {single.name} nor {index.name}. Supported: safetensors. "
             "Save the model again with save_pretrained, which writes them."
         )
-    files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(n, str) for n in listed.values()):
+        raise ModelError(
+            f"{index} has no weight_map from tensors to files. It is damaged. Copy or download the model "
+            f"again."
+        )
+    files = [own(folder, name) for name in sorted(set(listed.values()))]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise ModelError(
@@ -234,10 +344,10 @@ def check_tensor(name: str, found: Any, place: Tensor, file: Path) -> None:
 def refuse_second_head(files: Iterable[Path], embedding: Tensor) -> None:
     """Raise ModelError when a file has a head that differs from the embedding it should be tied to."""
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            if "lm_head.weight" not in set(tensors.keys()):
+        with opened(file) as tensors:
+            if HEAD not in set(tensors.keys()):
                 continue
-            if not torch.equal(tensors.get_tensor("lm_head.weight").to(embedding.dtype), embedding):
+            if not torch.equal(tensors.get_tensor(HEAD).to(embedding.dtype), embedding):
                 raise ModelError(
                     f"{file} holds an lm_head.weight other than the embedding, but config.json ties them. "
                     'Set "tie_word_embeddings": false in config.json.'
@@ -251,11 +361,19 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(ordered[:3]) + rest
 
 
-def save(state: Mapping[str, Tensor], config: TransformerConfig, folder: Path, source: Path) -> None:
+def save(
+    state: Mapping[str, Tensor],
+    config: TransformerConfig,
+    folder: Path,
+    source: Path,
+    *,
+    stop_ids: Collection[int] = (),
+) -> None:
     """Write `state` (our parameter names, any float type) as a Hugging Face model folder.
 
     The weights keep their type. Config, tokenizer and chat template come from the folder `source`; the type
-    of the weights is noted in `config.json`, because transformers loads in the type that stands there.
+    of the weights is noted in `config.json`, because transformers loads in the type that stands there, and
+    `stop_ids` as the tokens that end an answer, so that every reader of the folder stops where this one does.
     `folder` may exist: its weights file is replaced in one step. Raises OSError when `folder` cannot be
     written, ModelError when it is `source` itself.
     """
@@ -266,10 +384,15 @@ def save(state: Mapping[str, Tensor], config: TransformerConfig, folder: Path, s
         key: value for key, value in read_json(source / "config.json").items() if key != "torch_dtype"
     }
     described["dtype"] = str(state["embed.weight"].dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
     for name in COMPANIONS:
-        if (source / name).is_file():
+        if own(source, name).is_file():
             shutil.copyfile(source / name, folder / name)
+    if stop_ids:
+        generation = folder / "generation_config.json"
+        ends = {"eos_token_id": sorted(stop_ids)}
+        described |= ends
+        write_json(generation, (read_json(generation) if generation.is_file() else {}) | ends)
+    write_json(folder / "config.json", described)
     tensors = {name: rows.of(state).detach().cpu().contiguous() for name, rows in layout(config).items()}
     weights = folder / "model.safetensors"
     try:
@@ -279,3 +402,7 @@ def save(state: Mapping[str, Tensor], config: TransformerConfig, folder: Path, s
         raise OSError(f"{weights}: {error}") from error
     # The library makes the file readable for its owner alone.
     shutil.copymode(folder / "config.json", weights)
+
+
+def write_json(path: Path, contents: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(contents, indent=2), encoding="utf-8")

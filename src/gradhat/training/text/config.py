@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradhat.errors import ConfigError
+from gradhat.policies.language.template import arguments
 from gradhat.training.run_folder import RunFolder
 from gradhat.verdicts import PATIENCE
 
@@ -32,8 +33,11 @@ class TrainConfig:
     own unit. Rewards of 0 to 10 open at 7 what rewards of 0 to 1 open at 0.7."""
     system: str = ""
     """System prompt. Empty leaves the model's chat template alone."""
+    template_args: tuple[str, ...] = ()
+    """Switches of the model's chat template, such as enable_thinking=false."""
     model: str = "smollm2-135m"
-    """Where to start from: an alias, a Hugging Face folder, a GGUF file or a hub id."""
+    """Where to start from: an alias, a Hugging Face folder, a GGUF file, a run, whose newest checkpoint is
+    taken, or a model of the hub, written hf:owner/name."""
     algorithm: str = "rloo"
     """reinforce, with a moving average as its baseline, or a row of the group family: rloo, grpo, dr_grpo."""
     baseline_decay: float = 0.9
@@ -171,6 +175,7 @@ def check(config: TrainConfig) -> None:
                 raise ConfigError(
                     f"{name}={getattr(config, name)!r}: found a value out of range. Use {wanted}."
                 )
+    arguments(config.template_args)
     _check_algorithm(config)
 
 

@@ -7,6 +7,8 @@ import torch
 
 from gradhat.errors import RunError
 from gradhat.policies.language import weights
+from gradhat.policies.language.alias import ALIASES
+from gradhat.policies.language.weights import HUB, home
 from gradhat.training import checkpoint
 from gradhat.training.run_folder import is_run
 from gradhat.training.text.config import read, to_json
@@ -19,9 +21,9 @@ def find(place: str) -> Path:
     """Return the model folder that `place` means: the newest whole checkpoint of a run, or a model by any of
     its names.
 
-    RunError when the run has no checkpoint that can be read.
+    RunError when the run has no checkpoint that can be read, or none of a language model.
     """
-    path = Path(place).expanduser()
+    path = home(place)
     if not is_run(path):
         return weights.resolve(place)
     found, damage = checkpoint.newest(path / "checkpoints")
@@ -29,6 +31,11 @@ def find(place: str) -> Path:
         reason = " ".join(damage) or "found none yet."
         raise RunError(
             f"use the newest checkpoint of {path}: {reason} Train on first: gradhat train --resume {path}"
+        )
+    if not (found.path / "config.json").is_file():
+        raise RunError(
+            f"use the newest checkpoint of {path} as a language model: found none in it. "
+            "Give a run that trains one, or a model folder."
         )
     return found.path
 
@@ -44,6 +51,15 @@ def setting_of(place: str, name: str, verb: str, *, trusted: bool) -> Any:
     config = read(path)
     allow(verb, to_json(config), [name], f"--{name}", trusted=trusted)
     return getattr(config, name)
+
+
+def settled(place: str) -> str:
+    """Return `place` such that it means the same in any folder and at any later time: paths from the root,
+    and of a run the checkpoint that is now its newest."""
+    path = home(place)
+    if place in ALIASES or place.startswith(HUB) or not weights.exists(path):
+        return place
+    return str((find(place) if is_run(path) else path).resolve())
 
 
 def compute_dtype(dtype: Dtype) -> torch.dtype:

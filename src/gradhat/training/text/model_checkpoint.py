@@ -6,7 +6,7 @@ checkpoints/step_000010/
     state.json                                       see training/checkpoint.py
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,17 @@ def save(
     *,
     config: TransformerConfig,
     source: Path,
+    stop_ids: Collection[int],
     keep: int,
 ) -> Path:
     """Write the checkpoint of `step`; see `checkpoint.save`.
 
-    `source` is the model folder whose tokenizer and template files are copied along.
+    `source` is the model folder whose tokenizer and template files are copied along; `stop_ids` end an
+    answer.
     """
 
     def write(path: Path) -> None:
-        weights.save(masters, config, path, source)
+        weights.save(masters, config, path, source, stop_ids=stop_ids)
         checkpoint.save_tensors(optimizer, path / OPTIMIZER)
 
     return checkpoint.save(folder, step, write, cursor, keep=keep)

@@ -31,7 +31,7 @@ from gradhat.training.text import metrics, model_checkpoint
 from gradhat.training.text.config import TrainConfig
 from gradhat.training.text.evaluate import Measurement, Scale, fitting, measure
 from gradhat.training.text.learner import make_learner
-from gradhat.training.text.model import compute_dtype, set_threads
+from gradhat.training.text.model import compute_dtype, find, set_threads
 from gradhat.training.text.progress import judged, progress_line
 from gradhat.training.text.rollouts import Phase, write_evals, write_rollouts
 from gradhat.training.text.source import Source
@@ -184,6 +184,7 @@ class Session:
             self.cursor(),
             config=self.engine.model.config,
             source=self.model,
+            stop_ids=self.chat.stop_ids,
             keep=self.config.keep_checkpoints,
         )
 
@@ -229,8 +230,8 @@ def prepare(config: TrainConfig) -> Session:
             f"{config.task}: held-out questions were asked for; found none among those it draws. "
             f"Give the task more distinct questions: a fifth of them is held out."
         )
-    model = weights.resolve(config.model)
-    chat = Chat.read(model)
+    model = find(config.model)
+    chat = Chat.read(model, config.template_args)
     network = weights.load(model, compute_dtype(config.dtype))
     fit = fitting(
         held_out,
