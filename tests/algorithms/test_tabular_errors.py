@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gradhat.algorithms.tabular_errors import errors, truth
+from gradhat.algorithms.tabular_errors import best_return, errors, truth
 from gradhat.envs.gym import GymSpec, make
 from gradhat.envs.toy_text import tables
 from gradhat.exact.mdp import TabularMDP, tabular
@@ -22,6 +22,7 @@ def test_the_error_of_a_chain_by_hand() -> None:
     assert errors(known, right) == pytest.approx({"q_error/max": 0, "v_error/max": 0, "greedy_return": 1})
     quits = right.clone()
     quits[0, 0] = 1.2
+    assert best_return(known) == pytest.approx(1)
     assert errors(known, quits) == pytest.approx(
         {"q_error/max": 1.1, "v_error/max": 0.8, "greedy_return": 0.1}
     )

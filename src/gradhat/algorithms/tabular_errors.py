@@ -73,6 +73,15 @@ def errors(truth: Truth, q: Tensor) -> dict[str, float]:
     }
 
 
+def best_return(truth: Truth) -> float:
+    """Return what an episode pays the optimal policy: undiscounted, within the time limit.
+
+    The errors of a table go to 0 as its greedy return goes there. nan as for `greedy_return`. Failure case:
+    with γ < 1 or a time limit another policy may be paid more.
+    """
+    return _paid(truth.world, truth.optimum.policy.argmax(-1))
+
+
 def _paid(world: TabularMDP, actions: Tensor) -> float:
     """Return the undiscounted return, up to the time limit, of the policy that takes `actions` int64 `[S]`.
 

@@ -13,6 +13,7 @@ from gradhat.algorithms.off_policy import Update
 from gradhat.envs.gym import World
 from gradhat.errors import ConfigError
 from gradhat.policies.policy import Actor
+from gradhat.policies.q_network import EpsilonGreedy
 from gradhat.rollouts.replay import Replay
 from gradhat.rollouts.vector import Collector, Episode
 from gradhat.training.control.agent import Choice, Means, acted, drawing, joined, packed, part, unpacked
@@ -97,16 +98,17 @@ class OffPolicyAgent:
         return self.collector.num_frames
 
     def advance(self, num_frames: int) -> dict[str, float]:
-        means = Means()
+        means, last = Means(), dict[str, float]()
         while self.num_frames < num_frames:
             actor = self.parts.actor(self.num_frames)
+            last = {"epsilon": actor.epsilon} if isinstance(actor, EpsilonGreedy) else {}
             lived = self.collector.collect(actor, self.memory.num_steps, self.generator, self.version)
             if not acted(lived, means):
                 continue
             self.replay.add(lived)
             if self.num_frames >= self.memory.first_frames:
                 self._learn(means)
-        return means.take()
+        return means.take() | last
 
     def _learn(self, means: Means) -> None:
         share = min(1.0, self.num_frames / self.last_frame)

@@ -38,7 +38,7 @@ def returned(metrics: Mapping[str, float], eval_episodes: int, scale: float) -> 
     """Return the measured return as people read it, beside the optimum where it is known."""
     measured = found_in(metrics)
     found = written(_ends(metrics, str(measured)), eval_episodes, scale)
-    best = metrics.get(f"{measured}/optimal")
+    best = metrics.get("optimal_return")
     return found if best is None else f"{found}, optimal {number(best, scale)}"
 
 

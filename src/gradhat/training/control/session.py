@@ -164,7 +164,7 @@ class Session:
         after = {key: value for key, value in last.items() if key.startswith(f"{self.measured}/")}
         closing = (
             f"done. {self.config.eval_episodes} {self.measured} episodes: return "
-            f"{returned(after, self.config.eval_episodes, self.seen.scale())}\n"
+            f"{returned(last, self.config.eval_episodes, self.seen.scale())}\n"
             f"watch it: gradhat watch {run.path}"
         )
         summary = {"num_frames": self.agent.num_frames, "episodes": self.config.eval_episodes, "after": after}

@@ -1,5 +1,6 @@
 """Agents with a table: Monte Carlo, SARSA, expected SARSA, Q-learning, and how far each is from the truth."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,6 +43,9 @@ class TabularAgent:
             self.truth: Truth = tabular_errors.truth(mdp)
         except ValueError as error:
             raise ConfigError(f"{rule} in {world.name}: {error}") from error
+        best = tabular_errors.best_return(self.truth)
+        self.optimal = {} if math.isnan(best) else {"optimal_return": best}
+        """Undiscounted, of one episode."""
         self.generator = torch.Generator().manual_seed(derive(seed, "policy"))
         self.collector = Collector(world, seed=derive(seed, "world"))
 
@@ -57,7 +61,7 @@ class TabularAgent:
             if not acted(lived, means):
                 continue
             means.add(tabular_control.update(self.table, _numbers(lived), self.rule, self.settings))
-        return means.take() | tabular_errors.errors(self.truth, self.table.q)
+        return means.take() | tabular_errors.errors(self.truth, self.table.q) | self.optimal
 
     def sampled(self, generator: torch.Generator) -> Choice:
         return drawing(Numbered(tabular_control.actor(self.table, self.settings)), generator)
