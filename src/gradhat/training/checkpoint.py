@@ -55,7 +55,7 @@ def save(
             partial.mkdir()
             write(partial)
             state = {"step": step, "cursor": dict(cursor), "files": _sums(partial)}
-            (partial / "state.json").write_text(json.dumps(state, indent=2, allow_nan=False) + "\n")
+            (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
             if path.exists():
                 discard(path)
             publish(partial, path)
@@ -118,6 +118,22 @@ def fitting(found: Checkpoint) -> Generator[None]:
             f"use the checkpoint {found.path}: found that it does not fit the run's config: {error}. Use the "
             "config.json that it was trained with."
         ) from error
+
+
+def check_alike(found: Any, wanted: Any, name: str = "cursor") -> None:
+    """Raise ValueError unless plain values are of the kinds of `wanted`, all the way down.
+
+    A cursor stands in a file that may come from anywhere; that of a fresh session shows what belongs there.
+    """
+    if isinstance(wanted, dict):
+        if not isinstance(found, dict) or found.keys() != wanted.keys():
+            raise ValueError(f"{name} is {found!r}, wanted the keys {', '.join(map(str, wanted))}")
+        for key, value in wanted.items():
+            check_alike(found[key], value, f"{name}.{key}")
+        return
+    kinds = (int, float) if isinstance(wanted, float) else (type(wanted),)
+    if type(found) not in kinds or (isinstance(found, int) and not 0 <= abs(found) < 2**63):
+        raise ValueError(f"{name} is {found!r}, wanted something like {wanted!r}")
 
 
 def _state(path: Path) -> dict[str, Any]:

@@ -101,18 +101,18 @@ def train(
     RunError where a checkpoint cannot be read, and where there are steps but no whole checkpoint of them.
     Whatever else ends the run, the last whole step is saved first.
     """
-    damage = _resume(run, session, restart)
+    damage, earlier = _resume(run, session, restart), _earlier(run)
     if config is not None:
         run.write_json("config.json", config)
     aside = run.rewind(session.step if session.step else -1)
-    known = reduce(known_after, run.read_metrics(), dict[str, float]())
+    known = reduce(known_after, map(_numbers, run.read_metrics()), dict[str, float]())
     log = Log(session.num_steps, session.step, known, line=session.progress)
 
     def notify() -> None:
         log.say("finishing this step, then saving; Ctrl-C stops at once")
 
     with Interrupt(notify) as interrupt, log:
-        for line in [*damage, *_note_machine(run)]:
+        for line in [*damage, *_note_machine(run, earlier)]:
             log.warn(line)
         log.say(f"run    {run.path}{f', from step {session.step}' if session.step else ''}")
         if aside is not None:
@@ -141,6 +141,7 @@ def train(
 
 def _resume(run: RunFolder, session: Session, restart: bool) -> list[str]:
     """Put the newest whole checkpoint into `session`. Returns a line about each damaged one after it."""
+    run.read_metrics()  # RunError where they hold anything but numbers.
     found, damage = (None, []) if restart else checkpoint.newest(run.checkpoints)
     if found is not None:
         session.resume(found)
@@ -222,13 +223,28 @@ def _finish(run: RunFolder, log: Log, session: Session, clock: Clock) -> int:
     return 0
 
 
-def _note_machine(run: RunFolder) -> list[str]:
+def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of a line that were finite: the others are null there."""
+    return {key: value for key, value in line.items() if isinstance(value, int | float)}
+
+
+def _earlier(run: RunFolder) -> list[dict[str, Any]]:
+    """Return what env.json holds of the starts before this one, the last one last."""
+    if not (run.path / "env.json").exists():
+        return []
+    before = run.read_json("env.json")
+    earlier = before.pop("earlier", [])
+    if not isinstance(earlier, list) or not all(isinstance(start, dict) for start in earlier):  # pyright: ignore
+        raise RunError(
+            f"read the run in {run.path}: env.json holds no list of objects for 'earlier'. Repair it, or "
+            "move env.json away."
+        )
+    return [*earlier, before]
+
+
+def _note_machine(run: RunFolder, earlier: list[dict[str, Any]]) -> list[str]:
     """Write env.json, with those of earlier starts in it; return a warning when bits may differ now."""
     now = machine.describe()
-    earlier: list[dict[str, Any]] = []
-    if (run.path / "env.json").exists():
-        before = run.read_json("env.json")
-        earlier = [*before.pop("earlier", []), before]
     run.write_json("env.json", {**now, "earlier": earlier} if earlier else now)
     changed = machine.changes(earlier[-1], now) if earlier else []
     return (

@@ -100,7 +100,7 @@ class RunFolder:
         """Return the object in `name`. RunError when it is missing or is no JSON object."""
         file = self.path / name
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_json)
             if not isinstance(values, dict):
                 raise ValueError("it is no JSON object")
         except (OSError, ValueError, RecursionError) as error:
@@ -126,8 +126,19 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return every whole line of metrics.jsonl; a line cut by a kill is left out."""
-        return [line for line in map(_parsed, self._lines()) if line is not None]
+        """Return every whole line of metrics.jsonl; a line cut by a kill is left out.
+
+        RunError for one that holds anything but numbers, and for lines that cannot be read.
+        """
+        lines = [_parsed(line) for line in self._lines()]
+        for number, line in enumerate(lines, 1):
+            wrong = [] if line is None else [key for key, value in line.items() if not _is_metric(key, value)]
+            if wrong:
+                raise RunError(
+                    f"read the metrics of {self.path}: line {number} of metrics.jsonl holds no number for "
+                    f"{wrong[0]!r}. Repair or remove that line."
+                )
+        return [line for line in lines if line is not None]
 
     def _lines(self) -> list[str]:
         """Return the lines of metrics.jsonl as they stand there. RunError where they cannot be read."""
@@ -145,6 +156,7 @@ class RunFolder:
         Returns the folder that holds it, None where there was nothing. A kill half-way loses nothing: the
         next rewind moves the rest.
         """
+        self.read_metrics()  # RunError before anything is moved.
         kept: list[str] = []
         later: list[str] = []
         for line in self._lines():
@@ -347,14 +359,27 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _no_json(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _write_lines(file: Path, lines: list[str]) -> None:
     with whole_file(file) as partial:
         partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors=KEPT)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
+    """Return the object in a line, None where it was cut."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return values if isinstance(values, dict) and type(values.get("step")) is int else None  # pyright: ignore
+    return {"step": None} | (values if isinstance(values, dict) else {})  # pyright: ignore[reportUnknownVariableType]
+
+
+def _is_metric(key: str, value: object) -> bool:
+    if key == "step":
+        return type(value) is int and 0 <= value < 2**63
+    if key == "non_finite":
+        return isinstance(value, list)
+    return value is None or ((isinstance(value, int | float) and abs(value) < 1e300) or value != value)

@@ -276,7 +276,7 @@ def read(run: Path) -> Config:
     """Return the config of the run folder `run`. RunError when it is none, ConfigError when it is unknown."""
     values = RunFolder(run).config()
     name = values.get("algorithm")
-    if name not in ALGORITHMS:
+    if not isinstance(name, str) or name not in ALGORITHMS:
         raise ConfigError(
             f"read the config of {run}: found the algorithm {name!r}. Known: {', '.join(ALGORITHMS)}."
         )

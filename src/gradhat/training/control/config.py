@@ -7,10 +7,11 @@
 import ast
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from gradhat.errors import ConfigError
+from gradhat.training.filled import filled
 
 D = TypeVar("D")
 
@@ -79,9 +80,9 @@ def to_json(config: ControlConfig[Any]) -> dict[str, Any]:
 def from_json(values: Mapping[str, Any], default: ControlConfig[L], origin: str) -> ControlConfig[L]:
     """Return the config that `to_json` wrote. `default` is one of the same algorithm.
 
-    A key that it does not know is a ConfigError that names `origin`.
+    A key that it does not know, and a value of another type, is a ConfigError that names `origin`.
     """
-    return _filled(default, {key: v for key, v in values.items() if key != "algorithm"}, origin)
+    return filled(default, {key: v for key, v in values.items() if key != "algorithm"}, origin)
 
 
 def differences(mine: ControlConfig[Any], theirs: ControlConfig[Any]) -> list[str]:
@@ -167,24 +168,6 @@ def _settings(part: Any) -> Iterator[tuple[str, Any]]:
             yield from _settings(value)
         else:
             yield field.name, value
-
-
-def _filled(default: D, values: Mapping[str, Any], origin: str) -> D:
-    known = [field.name for field in fields(default)]  # pyright: ignore[reportArgumentType]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ConfigError(
-            f"read the config of {origin}: found the unknown keys {', '.join(unknown)}. Remove them, "
-            f"or use the version of gradhat that wrote it. Known keys: {', '.join(known)}."
-        )
-    settings: dict[str, Any] = {}
-    for name, value in values.items():
-        present = getattr(default, name)
-        if is_dataclass(present):
-            settings[name] = _filled(present, value, origin)
-        else:
-            settings[name] = tuple(value) if isinstance(value, list) else value
-    return replace(default, **settings)  # pyright: ignore[reportArgumentType, reportReturnType, reportUnknownVariableType]
 
 
 def _different(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

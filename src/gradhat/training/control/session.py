@@ -140,15 +140,20 @@ class Session:
         def write(path: Path) -> None:
             checkpoint.save_tensors(self._state, path / STATE)
 
-        cursor = {"seen": asdict(self.seen), "num_frames": self.config.num_frames}
-        return checkpoint.save(run.checkpoints, self.step, write, cursor, keep=self.config.keep_checkpoints)
+        return checkpoint.save(
+            run.checkpoints, self.step, write, self._cursor(), keep=self.config.keep_checkpoints
+        )
+
+    def _cursor(self) -> dict[str, Any]:
+        return {"seen": asdict(self.seen), "num_frames": self.config.num_frames}
 
     def resume(self, found: Checkpoint) -> None:
         """Stand where the checkpoint was taken."""
         self.step = self._whole = found.step
         with fitting(found):
+            checkpoint.check_alike(found.cursor, self._cursor())
             self.seen = Seen(**found.cursor["seen"])
-            self._planned = int(found.cursor.get("num_frames", self.config.num_frames))
+            self._planned = found.cursor["num_frames"]
             self._state = load_file(found.path / STATE)
             self.agent.restore(self._state)
 

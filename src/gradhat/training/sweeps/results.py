@@ -99,7 +99,14 @@ def read(path: Path) -> Run:
             f"gradhat train --resume {path}"
         )
     summary = folder.read_json("summary.json") if finished(path) else None
-    return Run(path, flat(config), kind_of(config), lines, summary)
+    settings, kind = flat(config), kind_of(config)
+    for key, types in ((kind.place, str), (kind.length, int)):
+        if (key in settings and not isinstance(settings[key], types)) or kind.place not in settings:
+            raise RunError(
+                f"read the run in {path}: config.json holds no {types.__name__} for {key}. Use the "
+                "config.json that it was trained with."
+            )
+    return Run(path, settings, kind, lines, summary)
 
 
 def finished(path: Path) -> bool:

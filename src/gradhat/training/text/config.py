@@ -1,16 +1,19 @@
 """The settings of a training run. A recipe is a function that returns them; the flags are made from them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from gradhat.errors import ConfigError
 from gradhat.policies.language.template import arguments
+from gradhat.training.filled import filled
 from gradhat.training.run_folder import RunFolder
 from gradhat.verdicts import PATIENCE
 
+MOST_THREADS = 1024
+"""More end the process where the system cannot start them."""
 REINFORCE = "reinforce"
 """The algorithm that is a page of its own, with a moving average; the others are rows of the group family."""
 
@@ -120,22 +123,19 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
 
 
-def from_json(values: Mapping[str, Any], origin: str) -> TrainConfig:
-    """Return the config that `to_json` wrote. A key it does not know is a ConfigError that names `origin`."""
-    known = [field.name for field in fields(TrainConfig)]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ConfigError(
-            f"read the config of {origin}: found the unknown keys {', '.join(unknown)}. Remove them, "
-            f"or use the version of gradhat that wrote it. Known keys: {', '.join(known)}."
-        )
-    settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return TrainConfig(**settings)
+def from_json(values: Any, origin: str) -> TrainConfig:
+    """Return the config that `to_json` wrote.
+
+    A key that it does not know, and a value of another type, is a ConfigError that names `origin`.
+    """
+    return filled(TrainConfig(), values, origin)
 
 
 def read(run: Path) -> TrainConfig:
-    """Return the config of the run folder `run`. RunError when it is none."""
-    return from_json(RunFolder(run).config(), str(run))
+    """Return the config of the run folder `run`. RunError when it is none, ConfigError for a wrong value."""
+    config = from_json(RunFolder(run).config(), str(run))
+    check(config)
+    return config
 
 
 def differences(mine: TrainConfig, theirs: TrainConfig) -> list[str]:
@@ -158,7 +158,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("mismatch_high",), lambda v: 1 <= v < math.inf, "1 or more"),
     (("curriculum_threshold",), math.isfinite, "a finite number"),
     (("betas",), lambda v: all(0 <= beta < 1 for beta in v), "two values from 0 up to, not including, 1"),
-    (("num_threads",), lambda v: v is None or v >= 1, "1 or more"),
+    (("num_threads",), lambda v: v is None or 1 <= v <= MOST_THREADS, f"1 to {MOST_THREADS}"),
 )
 """Settings, what holds for each, and the same in words."""
 

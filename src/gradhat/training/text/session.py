@@ -86,6 +86,9 @@ class Session:
         """Stand where the checkpoint was taken."""
         self.optimizer.restore(model_checkpoint.masters(found), model_checkpoint.optimizer(found))
         with checkpoint.fitting(found):
+            checkpoint.check_alike(found.cursor, self.cursor())
+            if not 0 <= found.cursor["source"]["level"] < len(self.source.levels):
+                raise ValueError(f"level {found.cursor['source']['level']} of {len(self.source.levels)}")
             self._stand(found.step, found.cursor)
 
     def retreat(self) -> bool:
