@@ -211,6 +211,11 @@ def test_rollouts_keep_every_token_and_the_credit_of_what_was_chosen(run: RunFol
     write_rollouts(run, 12, trajectories(), torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
     rows = parquet.read_table(run.rollouts / "step_000012.parquet").to_pylist()
     assert rows[0] == {
+        "phase": "train",
+        "sample": 0,
+        "greedy": False,
+        "key": None,
+        "answer": None,
         "step": 12,
         "group": 3,
         "version": 7,
