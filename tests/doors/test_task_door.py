@@ -1,30 +1,64 @@
 """Whatever comes in as a task, a question or a verdict: the outcome is a result or one of our errors."""
 
+import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from gradhat.envs.text import reasoning_gym
+from gradhat.envs.text.env import SingleTurn
 from gradhat.envs.text.load import load_task, source_hash
 from gradhat.envs.text.task import Question, ask, check, fingerprint, judge
 from gradhat.errors import GradhatError
+from gradhat.estimators.group import silent
+from gradhat.policies.language.chat import Chat
+from gradhat.rollouts.engine import Completion, Limits
+from gradhat.rollouts.episodes import Start, collect
+from gradhat.training.run_folder import RunFolder
+from gradhat.training.text import metrics
+from gradhat.training.text.evaluate import Scale
+from gradhat.training.text.rollouts import write_rollouts
 from gradhat.trajectories import Verdict
-from gradhat.verdicts import MAX_REWARD
+from gradhat.verdicts import MAX_REWARD, Failures
 
 pytestmark = pytest.mark.parametrize("examples", [30, pytest.param(500, marks=pytest.mark.slow)])
 
-TEXT = st.text(st.characters(exclude_categories=[]), max_size=20)
-"""Every character, half ones (surrogates) and NUL too."""
+
+def either(*kinds: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """One of `kinds`, each as often as the others; `|` takes each of their own kinds as often."""
+    return st.sampled_from(kinds).flatmap(lambda kind: kind)
+
+
+class Broken:
+    """An object of somebody else's, of which nothing works."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__class__":  # Hypothesis looks at it
+            return Broken
+        raise RuntimeError("broken")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("broken")
+
+
+TEXT = either(
+    st.sampled_from(["", "a\ud800", "\udfff\ud800", "\0", "🙂\n"]),
+    st.text(st.characters(exclude_categories=[]), max_size=20),
+)
+"""Every character, half ones (surrogates) and NUL often."""
 FLOATS = st.floats() | st.sampled_from([1e39, -1e39, 3.5e38, 5e-324, -0.0])
 NUMBERS = st.one_of(
     FLOATS,
@@ -53,6 +87,7 @@ ANYTHING = st.one_of(
     st.complex_numbers(),
     st.lists(NUMBERS, max_size=3),
     st.tuples(NUMBERS, st.just({}), TEXT),
+    st.builds(Broken),
     st.sampled_from([object(), int, ..., np.datetime64("2026-01-01"), np.str_("1"), np.array("1"), {1: 2}]),
 )
 PARTS = st.one_of(
@@ -60,18 +95,14 @@ PARTS = st.one_of(
     st.dictionaries(TEXT | st.integers() | st.none() | st.tuples(TEXT), ANYTHING, max_size=3),
     ANYTHING,
 )
-VERDICTS = st.builds(Verdict, NUMBERS | ANYTHING, PARTS, TEXT | ANYTHING)
-QUESTIONS = st.builds(Question, TEXT | ANYTHING, TEXT | ANYTHING, ANYTHING, TEXT | ANYTHING)
-
-
-class Broken:
-    """An object of somebody else's, of which nothing works."""
-
-    def __getattribute__(self, name: str) -> Any:
-        raise RuntimeError("broken")
-
-    def __repr__(self) -> str:
-        raise RuntimeError("broken")
+GOOD = st.builds(
+    Verdict, st.floats(-9, 9) | NUMBERS, st.dictionaries(TEXT, st.floats(-9, 9), max_size=2), TEXT
+)
+VERDICTS = either(GOOD, st.builds(Verdict, NUMBERS | ANYTHING, PARTS, TEXT | ANYTHING))
+QUESTIONS = either(
+    st.builds(Question, TEXT, TEXT, ANYTHING, TEXT),
+    st.builds(Question, TEXT | ANYTHING, TEXT | ANYTHING, ANYTHING, TEXT | ANYTHING),
+)
 
 
 class Mine:
@@ -97,18 +128,24 @@ RAISED = TEXT.flatmap(
         [ValueError(text), KeyError(text), SystemExit(text), RecursionError(), UnicodeError()]
     )
 )
-ANSWERS = st.one_of(NUMBERS, VERDICTS, ANYTHING, RAISED, st.builds(Broken))
+ANSWERS = either(VERDICTS, NUMBERS, ANYTHING, RAISED)
 
 
-def tried(examples: int, **strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], None]:
-    """Run a function on that many examples, the same ones every time where they are few."""
+def tried(
+    examples: int, *known: Mapping[str, Any], **strategies: st.SearchStrategy[Any]
+) -> Callable[[Callable[..., None]], None]:
+    """Run a function on the `known` examples and on so many others, the same ones every time if they are
+    few."""
 
     def run(test: Callable[..., None]) -> None:
         quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
         limits = settings(
             max_examples=examples, deadline=None, derandomize=examples < 100, suppress_health_check=quiet
         )
-        limits(given(**strategies)(test))()
+        held = given(**strategies)(test)
+        for found in known:
+            held = example(**found)(held)
+        limits(held)()
 
     return run
 
@@ -126,7 +163,9 @@ def assert_plain(verdict: Verdict) -> None:
 
 
 def test_whatever_a_score_answers(examples: int) -> None:
-    @tried(examples, answer=ANSWERS, completion=TEXT)
+    half = {"answer": Verdict(0.5, {"\ud800": 1.0}, "\udfff"), "completion": "\ud800"}
+
+    @tried(examples, half, answer=ANSWERS, completion=TEXT)
     def holds(answer: Any, completion: str) -> None:
         try:
             assert_plain(judge(Mine(None, answer), Question("Hi.", ""), completion))
@@ -135,7 +174,9 @@ def test_whatever_a_score_answers(examples: int) -> None:
 
 
 def test_whatever_a_question_is(examples: int) -> None:
-    @tried(examples, answer=QUESTIONS | ANYTHING | RAISED | st.builds(Broken))
+    half = {"answer": Question("\ud800", "\ud800", None, "\ud800")}
+
+    @tried(examples, half, answer=either(QUESTIONS, ANYTHING, RAISED))
     def holds(answer: Any) -> None:
         try:
             question = ask(Mine(answer, 1.0), 3)
@@ -207,3 +248,62 @@ def test_whatever_is_in_a_task_file(examples: int, tmp_path: Path) -> None:
             check(load_task(f"{file}:{name}"), 1)
         except GradhatError as error:
             assert "task" in str(error)
+
+
+class Script:
+    """A sampler of one token."""
+
+    def sample(self, prompts: Sequence[Sequence[int]], n: int, limits: Limits) -> list[list[Completion]]:
+        return [[Completion((7,), (-1.0,), "end", "a")] * n for _ in prompts]
+
+
+class Turns(Mine):
+    """A task that gives its answers one after the other."""
+
+    def __init__(self, answers: Sequence[Any]) -> None:
+        super().__init__(Question("Hi.", ""), None)
+        self.answers = itertools.cycle(answers)
+
+    def score(self, question: Question, completion: str) -> Any:
+        return self._said(next(self.answers))
+
+
+def test_whatever_is_answered_a_step_is_learned_measured_and_stored(
+    examples: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    chat = Chat.read(tiny_model)
+
+    @tried(examples, answers=st.lists(GOOD | ANSWERS, min_size=1, max_size=9))
+    def holds(answers: list[Any]) -> None:
+        task = Turns(answers)
+        starts = (
+            Start(partial(SingleTurn, task, questions=lambda _: Question("Hi.", "")), i) for i in range(99)
+        )
+        try:
+            found = collect(
+                starts,
+                chat,
+                Script(),
+                Limits(4),
+                num_prompts=3,
+                group_size=2,
+                version=0,
+                silent=silent,
+                max_replacements=2,
+                failures=Failures(99),
+            )
+        except GradhatError as error:
+            assert "verdicts failed" in str(error)
+            return
+        chosen = found.sampled.select(found.chosen)
+        assert chosen.returns().isfinite().all()
+        assert set(chosen.group.bincount().tolist()) <= {0, 2}
+        scale = Scale()
+        scale.take(metrics.judged(found.sampled).returns().tolist())
+        values = metrics.of_experience(found, scale)
+        assert all(map(math.isfinite, values.values()))
+        json.dumps(values, allow_nan=False)
+        assert values["num_unjudged"] == sum(not r.verdict.judged for r in found.sampled.records)
+        with RunFolder.create(tmp_path / str(uuid4()), {}) as run:
+            write_rollouts(run, 1, found.sampled, found.chosen, None)
+            assert parquet.read_table(run.rollouts / "step_000001.parquet").num_rows == len(found.sampled)

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import time
+import weakref
 from collections.abc import Callable
 from decimal import Decimal
 from hashlib import blake2b
@@ -151,6 +152,18 @@ def test_a_verdict_of_other_libraries_becomes_plain() -> None:
     verdict = judge(Mine(lambda q, c: found), QUESTION, "yes")
     assert verdict == Verdict(0.5, {"length": 4.0}, "half ?")
     assert json.dumps(verdict.parts) == '{"length": 4.0}'
+
+
+def test_an_object_that_cannot_be_looked_at_is_an_error() -> None:
+    class Gone:
+        pass
+
+    gone: Any = weakref.proxy(Gone())  # whatever is asked of it is a ReferenceError
+    for answer in (gone, Verdict(gone, {}, ""), Verdict(1.0, {"a": gone}, ""), Verdict(1.0, gone, "")):
+        with pytest.raises(TaskError, match="task Mine: score of"):
+            judge(Mine(lambda q, c, answer=answer: answer), QUESTION, "yes")
+    with pytest.raises(TaskError, match=r"task Mine: question\(seed=5\)"):
+        ask(Mine(question=lambda seed: gone), 5)
 
 
 def test_a_score_may_be_a_coroutine() -> None:

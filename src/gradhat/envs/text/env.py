@@ -153,12 +153,13 @@ def _verdict(env: gymnasium.Env[list[Message], str], action: str) -> Verdict:
         raise
     except Exception as error:
         raise TaskError(f"step() of {env} raised {type(error).__name__}: {error}. Repair it.") from error
-    if not isinstance(found, Verdict):
+    try:
+        known = plain(found) if isinstance(found, Verdict) else None
+    except Exception as error:
+        raise TaskError(f"step() put a verdict into its info that cannot be used: {error}.") from error
+    if known is None:
         raise TaskError(
             f"step() was asked for a verdict, but its info has {sorted(map(str, info))}. "
             "Put a Verdict at info['verdict']."
         )
-    try:
-        return plain(found)
-    except ValueError as error:
-        raise TaskError(f"step() put a verdict into its info that cannot be used: {error}.") from error
+    return known

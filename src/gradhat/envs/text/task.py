@@ -160,7 +160,11 @@ def ask(task: Task, seed: int, *, seconds: float = TIME_LIMIT) -> Question:
     holds: `guard`.
     """
     asked = f"{_name(task)}: question(seed={seed})"
-    found = guarded(asked, seconds, lambda: settled(task.question(seed)))  # a user's code is not type checked
+    return guarded(asked, seconds, lambda: _question(asked, settled(task.question(seed))))
+
+
+def _question(asked: str, found: object) -> Question:
+    # A user's code is not type checked.
     if not isinstance(found, Question) or not _all_text(found.text, found.answer, found.key):
         raise TaskError(
             f"{asked} returned {shown(found)}. Return Question(text, answer), two strings; a key is a third."
@@ -180,7 +184,7 @@ def judge(task: Task, question: Question, completion: str, *, seconds: float = T
     or returns something that is not a number that float32 holds, or a Verdict of such.
     """
     asked = f"{_name(task)}: score of {shorten(completion)!r} for {shorten(question.text)!r}"
-    return _plain(asked, guarded(asked, seconds, lambda: settled(task.score(question, completion))))
+    return guarded(asked, seconds, lambda: _plain(asked, settled(task.score(question, completion))))
 
 
 def judge_many(
@@ -205,12 +209,20 @@ def judge_many(
     asked = f"{_name(task)}: score_many of {len(questions)} completions"
     seconds = TIME_LIMIT * len(questions)
     try:
-        found = guarded(asked, seconds, lambda: settled(together(questions, completions, tokens)))
-        if not isinstance(found, list | tuple) or len(cast(Sequence[object], found)) != len(questions):
-            raise TaskError(f"{asked} returned {shown(found)}. Return a list with one verdict for each.")
+        found = guarded(
+            asked,
+            seconds,
+            lambda: _listed(asked, settled(together(questions, completions, tokens)), len(questions)),
+        )
     except TaskError as error:
         return [borne.failed(error)] * len(questions)
-    return [borne.bear(partial(_plain, asked, verdict)) for verdict in cast(Sequence[object], found)]
+    return [borne.bear(partial(_plain, asked, verdict)) for verdict in found]
+
+
+def _listed(asked: str, found: object, count: int) -> Sequence[object]:
+    if not isinstance(found, list | tuple) or len(cast(Sequence[object], found)) != count:
+        raise TaskError(f"{asked} returned {shown(found)}. Return a list with one verdict for each.")
+    return cast(Sequence[object], found)
 
 
 def _plain(asked: str, found: object) -> Verdict:
@@ -218,6 +230,11 @@ def _plain(asked: str, found: object) -> Verdict:
         return plain(found)
     except ValueError as error:
         raise TaskError(f"{asked} returned {shown(found)}: {error}.") from error
+    except Exception as error:
+        why = f"reading it raised {type(error).__name__}"
+        raise TaskError(
+            f"{asked} returned {shown(found)}: {why}. Return a finite number or a Verdict."
+        ) from error
 
 
 class Checked(NamedTuple):
