@@ -1,0 +1,66 @@
+"""Rewards on any scale, from training to the plot: an expected return, and an accuracy where it is one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gradhat.cli.main import main
+from gradhat.training.loop import train
+from gradhat.training.run_folder import RunFolder
+from gradhat.training.text.config import TrainConfig, to_json
+from gradhat.training.text.session import prepare
+
+SCORES = {
+    "zero to ten": "10.0 * right",
+    "minus one and one": "1.0 if right else -1.0",
+    "at most zero": "-1.0 + right",
+    "partial credit": "sum(c in 'abcdefghijklm' for c in completion) / 40",
+}
+
+
+def task(folder: Path, score: str, solved: str = "") -> str:
+    file = folder / "scaled.py"
+    file.write_text(
+        "from gradhat.envs.text.task import Question\n"
+        "class Scaled:\n"
+        f"    {solved or 'pass'}\n"
+        "    def question(self, seed): return Question(f'Say {seed % 1000}', '')\n"
+        "    def score(self, question, completion):\n"
+        "        right = any(c in 'abcdefghijklm' for c in completion)\n"
+        f"        return {score}\n"
+    )
+    return f"{file}:Scaled"
+
+
+def run_of(config: TrainConfig, folder: Path, spec: str) -> Path:
+    short = replace(config, task=spec, num_steps=2, eval_every=1)
+    with RunFolder.create(folder / "run", to_json(short)) as run:
+        assert train(run, prepare(short)) == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_where_nobody_says_what_solves_a_question_no_accuracy_is_shown(
+    name: str, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(config, tmp_path, task(tmp_path, SCORES[name]))
+    # What a run says of its first measurement may be all zeros, which are both.
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all("held_out/accuracy" not in line for line in lines[1:])
+    assert all(
+        {"held_out/reward", "held_out/reward_low", "held_out/reward_high"} <= set(line) for line in lines
+    )
+    assert main(["plot", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "held-out reward " in said and "held_out/reward where the lines end" in said
+    ended = said[said.index("done. ") :]
+    assert "sampled reward " in ended and "accuracy" not in ended
+
+
+def test_a_task_that_says_it_has_an_accuracy_of_its_own(config: TrainConfig, tmp_path: Path) -> None:
+    run = run_of(config, tmp_path, task(tmp_path, SCORES["zero to ten"], "solved = 5"))
+    *_, last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert 10 * last["held_out/accuracy"] == pytest.approx(last["held_out/reward"])
+    assert 0 <= last["held_out/accuracy_low"] <= last["held_out/accuracy_high"] <= 1
