@@ -34,6 +34,7 @@ def save(tiny_model: Path, tmp_path: Path) -> Callable[[int], Path]:
             CURSOR,
             config=config,
             source=tiny_model,
+            stop_ids=[258],
             keep=2,
         )
 
