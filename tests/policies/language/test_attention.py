@@ -57,3 +57,20 @@ def test_what_is_hidden_changes_nothing() -> None:
     before = attention(q, k, v, hide(seen, F64))
     k[0, :, 3], v[0, :, 3] = 100.0, -100.0
     assert torch.equal(attention(q, k, v, hide(seen, F64)), before)
+
+
+def test_in_bfloat16_company_and_padding_change_no_bit() -> None:
+    """One query alone against the same one among others, with hidden keys behind what it sees. With a
+    softmax in bfloat16 one length in twenty gives other bits."""
+    torch.manual_seed(0)
+    q, k, v = (3 * torch.randn(2, 2, *shape, 16) for shape in ((40, 3), (700,), (700,)))
+    q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
+    for length in (*range(1, 70), 331, 499, 500, 501, 513, 601):
+        place = torch.full((2, 40), length - 1)
+        seen = torch.arange(700) <= place[:, :, None]
+        among = attention(q, k, v, hide(seen, torch.float32))
+        for room, count in ((length, 40), (length + 1, 1), (length + 20, 7)):
+            keys, values = k[:, :, :room].contiguous(), v[:, :, :room].contiguous()
+            some = q[:, :, :count].contiguous()
+            fewer = attention(some, keys, values, hide(seen[:, :count, :room], torch.float32))
+            assert torch.equal(fewer, among[:, :, :count]), (length, room)

@@ -122,3 +122,24 @@ def test_the_gradient_does_not_depend_on_the_threads_timing() -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for run in runs for a, b in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "branches"),
+    [([30], [480] + [60] * 60), ([2000], [5, 900]), ([400, 3, 50], [1] * 300), ([40] * 8, [24] * 64)],
+    ids=["one long", "long prompt", "many short", "even"],
+)
+def test_what_is_scored_at_once_is_bounded_and_little_of_it_is_padding(
+    prompts: list[int], branches: list[int]
+) -> None:
+    owner = [i % len(prompts) for i in range(len(branches))]
+    tree = plant([tokens(n) for n in prompts], [tokens(n) for n in branches], owner)
+    pieces = room.cut(tree.rows())
+    sizes = [piece.queries.numel() * piece.keys.shape[1] for piece in pieces]
+    assert max(sizes) <= room.PAIRS
+    queries = torch.cat([piece.queries[piece.real] for piece in pieces])
+    assert queries.sort().values.tolist() == list(range(len(tree.tokens)))
+    needed = sum(n * n for n in prompts)
+    needed += sum(n * (prompts[trunk] + n) for trunk, n in zip(owner, branches, strict=True))
+    # A piece of its own for each of many short rows would be no bound on time.
+    assert sum(sizes) <= 1.3 * needed + room.PAIRS and len(pieces) <= 3 + 2 * needed / room.PAIRS
