@@ -159,7 +159,9 @@ def test_a_finished_run_goes_on_with_more_steps(tiny: list[str], tmp_path: Path)
     run = tmp_path / "run"
     assert main(["train", *tiny, "--out", str(run)]) == 0
     assert main(["train", "--resume", str(run), "--num-steps", "3"]) == 0
-    assert [line["step"] for line in RunFolder(run).read_metrics()] == [0, 1, 2, 3]
+    lines = RunFolder(run).read_metrics()
+    # What was measured when two steps were all is not the end any more.
+    assert [(line["step"], "final" in line) for line in lines] == [*((n, False) for n in range(4)), (3, True)]
     assert RunFolder(run).config()["num_steps"] == 3
     assert RunFolder(run).read_json("summary.json")["steps"] == 3
 
