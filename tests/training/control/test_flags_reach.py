@@ -166,7 +166,7 @@ def ran(config: ControlConfig[Any]) -> Run:
     """Run it to its end."""
     session = prepare(config)
     try:
-        lines = [session.before(RunFolder(Path()))]
+        lines = [session.before(None)]  # pyright: ignore
         while session.step < session.num_steps:
             lines.append(session.advance(None, None))  # pyright: ignore
         state = session.agent.state()
