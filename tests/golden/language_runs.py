@@ -72,6 +72,7 @@ CONFIGS = {
     "run_rloo": replace(ONE_PASS, algorithm="rloo", mismatch="masked", mismatch_low=0.3, mismatch_high=7.0),
     "run_reinforce": replace(
         ONE_PASS,
+        template_args=("loud=true",),
         reward=("task=2", f"{TASKS}:brief=0.5"),
         algorithm="reinforce",
         baseline_decay=0.6,
@@ -90,6 +91,7 @@ def run(name: str) -> dict[str, Any]:
         model = Path(place) / "model"
         model.mkdir()
         bytes_model.write(model)
+        _switch(model / "tokenizer_config.json")
         config = replace(CONFIGS[name], model=str(model))
         check(config)
         path = Path(place) / "run"
@@ -103,6 +105,13 @@ def run(name: str) -> dict[str, Any]:
         summary = json.loads((path / "summary.json").read_text())
         end = checkpoint.read(path / "checkpoints" / f"step_{config.num_steps:06d}").cursor
     return {"lines": [_timeless(line) for line in lines], "summary": _timeless(summary), "end": end}
+
+
+def _switch(file: Path) -> None:
+    """Give a model's chat template a switch, which changes nothing while it is off."""
+    settings = json.loads(file.read_text())
+    settings["chat_template"] += "{% if loud is defined and loud %}!{% endif %}"
+    file.write_text(json.dumps(settings))
 
 
 def _timeless(line: dict[str, Any]) -> dict[str, Any]:
