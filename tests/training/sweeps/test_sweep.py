@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import MethodType
 
@@ -245,6 +245,15 @@ def alive(pid: int) -> bool:
     return True
 
 
+@pytest.fixture
+def hang_ups_are_heard() -> Iterator[None]:
+    """Under nohup they are ignored, and a sweep leaves that as it is."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_ups_are_heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_lets_the_runs_save_and_begins_no_other(tmp_path: Path, number: signal.Signals) -> None:
     found = planned(tmp_path / "s", points(range(3), steps=600, pause=0.05))

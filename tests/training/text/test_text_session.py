@@ -33,7 +33,8 @@ def start(config: TrainConfig, tmp_path: Path) -> Start:
         path = tmp_path / f"run{next(number)}"
         with RunFolder.create(path, to_json(changed)) as run:
             assert train(run, session) == 0
-        return path, [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        return path, [line for line in lines if "final" not in line]
 
     return started
 
