@@ -155,3 +155,15 @@ def test_a_limit_out_of_range_is_refused(
 ) -> None:
     assert main(["eval", str(tiny_model), "--task", letters_task, *TINY, *wrong]) == 2
     assert "found" in capsys.readouterr().err
+
+
+def test_columns_and_reward_functions_reach(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f'{{"ask": "Say {n}", "gold": "{n}"}}\n' for n in range(40))
+    (tmp_path / "q.jsonl").write_text(rows)
+    (tmp_path / "mine.py").write_text("def fixed(completions, **_):\n    return [3.25] * len(completions)\n")
+    flags = ["--question-column", "ask", "--answer-column", "gold", "--reward", f"{tmp_path}/mine.py:fixed"]
+    more = TINY
+    assert main(["eval", str(tiny_model), "--task", str(tmp_path / "q.jsonl"), *flags, *more]) == 0
+    assert "3.25" in capsys.readouterr().out

@@ -68,3 +68,16 @@ def test_wrong_commands_say_what_is_known() -> None:
         play.main(["arithmetic", "--sed", "1"])
     with pytest.raises(TaskError, match="Did you mean arithmetic"):
         play.main(["arithmetics"])
+
+
+def test_columns_and_reward_functions_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "q.jsonl").write_text('{"ask": "Go?", "gold": "yes"}\n' * 2)
+    (tmp_path / "mine.py").write_text("def fixed(completions, **_):\n    return [3.25] * len(completions)\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("no\n"))
+    monkeypatch.setattr("gradhat.envs.text.task.held_out", lambda key: False)
+    flags = ["--question-column", "ask", "--answer-column", "gold", "--reward", f"{tmp_path}/mine.py:fixed"]
+    assert play.main([str(tmp_path / "q.jsonl"), *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "Go?" in printed and "reward 3.25" in printed and "its own answer: yes" in printed
