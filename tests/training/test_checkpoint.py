@@ -18,14 +18,15 @@ from gradhat.training import checkpoint
 from gradhat.training.text import model_checkpoint
 
 CURSOR = {"questions": 17, "success": 0.1 + 0.2}
+Save = Callable[..., Path]
 
 
 @pytest.fixture
-def save(tiny_model: Path, tmp_path: Path) -> Callable[[int], Path]:
+def save(tiny_model: Path, tmp_path: Path) -> Save:
     """Save the tiny model as the checkpoint of a step, its weights scaled by the step."""
     config = read_config(tiny_model)
 
-    def save(step: int) -> Path:
+    def save(step: int, full: int = 2) -> Path:
         return model_checkpoint.save(
             tmp_path,
             step,
@@ -36,6 +37,7 @@ def save(tiny_model: Path, tmp_path: Path) -> Callable[[int], Path]:
             source=tiny_model,
             stop_ids=[258],
             keep=2,
+            full=full,
         )
 
     return save
@@ -56,9 +58,7 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_what_was_saved_comes_back_to_the_bit(
-    save: Callable[[int], Path], tiny_model: Path, tmp_path: Path
-) -> None:
+def test_what_was_saved_comes_back_to_the_bit(save: Save, tiny_model: Path, tmp_path: Path) -> None:
     save(10)
     found, damage = checkpoint.newest(tmp_path)
     assert found is not None
@@ -71,10 +71,74 @@ def test_what_was_saved_comes_back_to_the_bit(
     )
 
 
-def test_only_the_newest_are_kept(save: Callable[[int], Path], tmp_path: Path) -> None:
+def test_only_the_newest_are_kept(save: Save, tmp_path: Path) -> None:
     for step in (5, 10, 100):
         save(step)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000010", "step_000100"]
+
+
+def test_an_older_one_keeps_its_weights_and_loses_its_moments(
+    save: Save, tiny_model: Path, tmp_path: Path
+) -> None:
+    old, new = save(10, full=1), save(20, full=1)
+    assert not (old / "optimizer.safetensors").exists() and (new / "optimizer.safetensors").exists()
+    light = checkpoint.read(old)
+    assert light.light and not checkpoint.read(new).light
+    wanted = masters(tiny_model, 10)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model_checkpoint.masters(light).items())
+
+
+def test_no_training_goes_on_from_weights_alone(save: Save, tmp_path: Path) -> None:
+    save(10, full=1)
+    flip_a_bit(save(20, full=1) / "optimizer.safetensors")
+    found, passed = checkpoint.newest(tmp_path)
+    assert found is not None and (found.step, len(passed)) == (10, 1)
+    found, passed = checkpoint.newest(tmp_path, to_train=True)
+    assert found is None
+    assert "step_000020" in passed[0] and "damaged" in passed[0]
+    assert "step_000010 holds weights only" in passed[1]
+
+
+def test_a_light_one_lets_a_full_one_before_it_be_found(save: Save, tmp_path: Path) -> None:
+    save(10)
+    checkpoint.lighten(save(20), model_checkpoint.OPTIMIZER)
+    found, passed = checkpoint.newest(tmp_path, to_train=True)
+    assert found is not None and (found.step, len(passed)) == (10, 1)
+
+
+def test_what_a_kill_leaves_of_the_moments_is_removed_later(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = save(10, full=1)
+    with monkeypatch.context() as patched:
+
+        def killed(path: Path) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(checkpoint, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.lighten(old, model_checkpoint.OPTIMIZER)
+    assert (old / "optimizer.safetensors").exists() and checkpoint.read(old).light
+    save(20, full=1)
+    assert not (old / "optimizer.safetensors").exists()
+
+
+def test_a_damaged_one_stays_as_it_is(save: Save, tmp_path: Path) -> None:
+    old = save(10, full=1)
+    os.truncate(old / "state.json", 30)
+    save(20, full=1)
+    assert (old / "optimizer.safetensors").exists() and (old / "state.json").stat().st_size == 30
+
+
+def test_sizes_are_those_on_the_disk(save: Save, tiny_model: Path, tmp_path: Path) -> None:
+    weights = sum(t.numel() * 4 for t in masters(tiny_model, 1).values())
+    save(10, full=1), save(20, full=1)
+    stored = [(tmp_path / f"step_0000{step}/model.safetensors").stat().st_size for step in (20, 10)]
+    for full, wanted in ((1, [3, 1]), (2, [3, 3])):
+        sizes = model_checkpoint.sizes(masters(tiny_model, 1), num_saved=9, keep=2, full=full)
+        assert sizes == [times * weights for times in wanted]
+    assert stored == pytest.approx([weights, weights], rel=0.05)
+    assert model_checkpoint.sizes(masters(tiny_model, 1), num_saved=1, keep=2, full=2) == [3 * weights]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +148,7 @@ def test_only_the_newest_are_kept(save: Callable[[int], Path], tmp_path: Path) -
     "harm", [flip_a_bit, lambda f: os.truncate(f, 7), Path.unlink], ids=["flip", "truncate", "delete"]
 )
 def test_a_damaged_file_falls_back_to_the_checkpoint_before(
-    save: Callable[[int], Path], tmp_path: Path, name: str, harm: Callable[[Path], None]
+    save: Save, tmp_path: Path, name: str, harm: Callable[[Path], None]
 ) -> None:
     save(10)
     harm(save(20) / name)
@@ -93,7 +157,7 @@ def test_a_damaged_file_falls_back_to_the_checkpoint_before(
     assert len(damage) == 1 and "step_000020" in damage[0] and name in damage[0]
 
 
-def test_a_damaged_state_falls_back_too(save: Callable[[int], Path], tmp_path: Path) -> None:
+def test_a_damaged_state_falls_back_too(save: Save, tmp_path: Path) -> None:
     save(10)
     os.truncate(save(20) / "state.json", 30)
     found, damage = checkpoint.newest(tmp_path)
@@ -101,7 +165,7 @@ def test_a_damaged_state_falls_back_too(save: Callable[[int], Path], tmp_path: P
     assert "state.json" in damage[0]
 
 
-def test_with_no_whole_checkpoint_there_is_none(save: Callable[[int], Path], tmp_path: Path) -> None:
+def test_with_no_whole_checkpoint_there_is_none(save: Save, tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path / "nowhere") == (None, [])
     flip_a_bit(save(10) / "model.safetensors")
     found, damage = checkpoint.newest(tmp_path)
@@ -109,7 +173,7 @@ def test_with_no_whole_checkpoint_there_is_none(save: Callable[[int], Path], tmp
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(
-    save: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(10)
 
@@ -125,7 +189,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     assert found is not None and (found.step, damage) == (10, [])
 
 
-def test_a_step_can_be_saved_again(save: Callable[[int], Path], tmp_path: Path) -> None:
+def test_a_step_can_be_saved_again(save: Save, tmp_path: Path) -> None:
     flip_a_bit(save(10) / "model.safetensors")
     save(10)
     found, damage = checkpoint.newest(tmp_path)
@@ -138,7 +202,7 @@ BROKEN = ["model.safetensors", "optimizer.safetensors", "state.json"]
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
 def test_a_file_that_cannot_be_read_is_an_error_that_names_it(
-    save: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
 ) -> None:
     """It may be whole: taking it for damage would give up what was learned since the one before."""
     save(10)
@@ -159,9 +223,7 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_file_of_somebody_else_is_an_error_that_names_it(
-    save: Callable[[int], Path], tmp_path: Path
-) -> None:
+def test_a_file_of_somebody_else_is_an_error_that_names_it(save: Save, tmp_path: Path) -> None:
     (save(10) / "optimizer.safetensors").chmod(0o600)
     for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(0o755)
@@ -174,7 +236,7 @@ def test_a_file_of_somebody_else_is_an_error_that_names_it(
 
 
 @pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
-def test_whoever_may_read_the_folder_may_read_every_file(save: Callable[[int], Path], mask: int) -> None:
+def test_whoever_may_read_the_folder_may_read_every_file(save: Save, mask: int) -> None:
     before = os.umask(mask)
     try:
         folder = save(10)
@@ -199,7 +261,7 @@ STATES = {
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_a_state_of_another_shape_is_damage(save: Callable[[int], Path], name: str) -> None:
+def test_a_state_of_another_shape_is_damage(save: Save, name: str) -> None:
     path = save(10)
     (path / "state.json").write_text(json.dumps(STATES[name]))
     with pytest.raises(DamagedError, match=r"state\.json is damaged"):

@@ -2,7 +2,9 @@
 
 checkpoints/step_000010/
     *.safetensors and others    what the kind of run writes: text/model_checkpoint.py, control/session.py
-    state.json                  the data cursor; size and checksum of every other file
+    state.json                  the data cursor; size and checksum of every other file; whether it is light
+
+A light checkpoint has lost what only training needs: it can be looked at, but no run goes on from it.
 
 A checkpoint appears whole or not at all. One that was damaged later (a truncated file, a flipped bit) is
 found by its checksums, and the one before it is used. One that cannot be read (no right to it, a disk that
@@ -13,7 +15,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gradhat.errors import DamagedError, RunError
-from gradhat.training.run_folder import PARTIAL, discard, publish, reading, remove, step_of, writing
+from gradhat.training.run_folder import (
+    PARTIAL,
+    discard,
+    publish,
+    reading,
+    remove,
+    step_of,
+    whole_file,
+    writing,
+)
 
 CHUNK = 1 << 24
 """Bytes read at once for a checksum."""
+STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,8 @@ class Checkpoint:
     step: int
     cursor: dict[str, Any]
     """Plain values: where the data stands, and everything else that is no tensor."""
+    light: bool = False
+    """Whether what only training needs was taken from it."""
 
 
 def save(
@@ -54,8 +68,8 @@ def save(
             remove(partial)
             partial.mkdir()
             write(partial)
-            state = {"step": step, "cursor": dict(cursor), "files": _sums(partial)}
-            (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+            state = {"step": step, "light": False, "cursor": dict(cursor), "files": _sums(partial)}
+            (partial / STATE).write_text(_text(state))
             if path.exists():
                 discard(path)
             publish(partial, path)
@@ -67,6 +81,20 @@ def save(
     return path
 
 
+def lighten(path: Path, name: str) -> None:
+    """Take the file `name`, which only training needs, from the checkpoint at `path`.
+
+    A kill half-way leaves a light checkpoint, and a file that the next call removes. One that is damaged
+    stays as it is: nothing is to be trusted that its state.json says.
+    """
+    with suppress(DamagedError), writing(path):
+        state = _state(path)
+        if state["files"].pop(name, None) is not None:
+            with whole_file(path / STATE) as partial:
+                partial.write_text(_text({**state, "light": True}))
+        remove(path / name)
+
+
 def steps(folder: Path) -> list[Path]:
     """Return the checkpoint folders in `folder`, newest first, damaged ones included."""
     if not folder.exists():
@@ -76,18 +104,25 @@ def steps(folder: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest whole checkpoint in `folder`, or None, and a line about each damaged one after it.
+def newest(folder: Path, *, to_train: bool = False) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest whole checkpoint in `folder`, or None, and a line about each that was passed over:
+    damaged, or, where it is `to_train` from, light.
 
     RunError where one cannot be read.
     """
-    damage: list[str] = []
+    passed: list[str] = []
     for path in steps(folder):
         try:
-            return read(path), damage
+            found = read(path)
         except DamagedError as error:
-            damage.append(str(error))
-    return None, damage
+            passed.append(str(error))
+            continue
+        if not (to_train and found.light):
+            return found, passed
+        passed.append(
+            f"{path} holds weights only: a new run can begin with them, this one not go on from them."
+        )
+    return None, passed
 
 
 def read(path: Path) -> Checkpoint:
@@ -103,7 +138,7 @@ def read(path: Path) -> Checkpoint:
                 f"read the checkpoint {path}: {name} is damaged: wanted {wanted}, "
                 f"found {found or 'no file'}. Use the one before."
             )
-    return Checkpoint(path, state["step"], state["cursor"])
+    return Checkpoint(path, state["step"], state["cursor"], state["light"])
 
 
 @contextmanager
@@ -138,13 +173,16 @@ def check_alike(found: Any, wanted: Any, name: str = "cursor") -> None:
 
 def _state(path: Path) -> dict[str, Any]:
     """Return what `save` wrote into state.json. DamagedError where it is something else."""
-    file = path / "state.json"
+    file = path / STATE
     try:
         with reading(file):
             state = json.loads(file.read_text(encoding="utf-8"))
         files, step, cursor = state["files"], state["step"], state["cursor"]
         fits = step == step_of(path) and isinstance(cursor, dict) and all(map(_is_inside, files))
-        if not fits or not all(isinstance(wanted, dict) for wanted in files.values()):
+        # Checkpoints from before there were light ones are full.
+        light = state.setdefault("light", False)
+        sums = all(isinstance(wanted, dict) for wanted in files.values())
+        if not (fits and sums and isinstance(light, bool)):
             raise TypeError("its values are of other kinds")
     except FileNotFoundError as error:
         raise DamagedError(f"read the checkpoint {path}: found no state.json. Use the one before.") from error
@@ -153,6 +191,10 @@ def _state(path: Path) -> dict[str, Any]:
             f"read the checkpoint {path}: state.json is damaged ({error}). Use the one before."
         ) from error
     return state
+
+
+def _text(state: Mapping[str, Any]) -> str:
+    return json.dumps(state, indent=2) + "\n"
 
 
 def _is_inside(name: str) -> bool:
@@ -174,7 +216,7 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 def _sums(folder: Path) -> dict[str, dict[str, int] | None]:
     """Return the sums of every file but state.json."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "state.json")
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != STATE)
     return {str(p.relative_to(folder)): _sum(p) for p in files}
 
 

@@ -4,10 +4,13 @@ A run is a pure function of its config. Every random number follows from the see
 drawn, so a run that goes on from a checkpoint repeats what it would have done, to the bit.
 """
 
+import shutil
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+from rich.filesize import decimal
 
 from gradhat.errors import RunError
 from gradhat.training import checkpoint, machine
@@ -15,7 +18,7 @@ from gradhat.training.checkpoint import Checkpoint
 from gradhat.training.clock import Clock
 from gradhat.training.interrupt import SIGNAL_EXIT, Interrupt
 from gradhat.training.log import Log, known_after, non_finite
-from gradhat.training.run_folder import ASIDE, FINAL, RunFolder, step_of
+from gradhat.training.run_folder import ASIDE, FINAL, RunFolder, reading, step_of
 
 
 class Ending(NamedTuple):
@@ -76,6 +79,10 @@ class Session(Protocol):
         """Write a checkpoint of the present step."""
         ...
 
+    def checkpoint_sizes(self) -> list[int]:
+        """Return how many bytes each checkpoint takes that the run leaves, the newest first."""
+        ...
+
     def resume(self, found: Checkpoint) -> None:
         """Stand where the checkpoint was taken."""
         ...
@@ -118,6 +125,7 @@ def train(
         if aside is not None:
             log.say(f"aside  {aside} holds what was there of later steps")
         log.say(session.opening())
+        log.say(_disk(run, session.checkpoint_sizes()))
         try:
             clock = Clock()
             _go_on(run, log, session, interrupt, clock)
@@ -142,7 +150,7 @@ def train(
 def _resume(run: RunFolder, session: Session, restart: bool) -> list[str]:
     """Put the newest whole checkpoint into `session`. Returns a line about each damaged one after it."""
     run.read_metrics()  # RunError where they hold anything but numbers.
-    found, damage = (None, []) if restart else checkpoint.newest(run.checkpoints)
+    found, damage = (None, []) if restart else checkpoint.newest(run.checkpoints, to_train=True)
     if found is not None:
         session.resume(found)
     elif run.begun() and not restart:
@@ -221,6 +229,20 @@ def _finish(run: RunFolder, log: Log, session: Session, clock: Clock) -> int:
     )
     log.say(ending.closing)
     return 0
+
+
+def _disk(run: RunFolder, sizes: list[int]) -> str:
+    """Return what the checkpoints of a run will take of its disk."""
+    with reading(run.path):
+        free = shutil.disk_usage(run.path).free
+    there = sum(p.stat().st_size for p in run.checkpoints.rglob("*") if p.is_file())
+    each = "" if len(sizes) == 1 else f" ({' + '.join(map(decimal, sizes))})"
+    needed = sum(sizes) + sizes[0]
+    short = "" if needed <= free + there else ": too little, make room before they are written"
+    return (
+        f"disk   {decimal(sum(sizes))} for checkpoints{each}, {decimal(sizes[0])} more while one is written; "
+        f"{decimal(free)} free{short}"
+    )
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from pyarrow import parquet
+from rich.filesize import decimal
 
 from gradhat.envs.text.task import held_out
 from gradhat.errors import RunError, TaskError
@@ -165,9 +166,10 @@ def test_a_run_killed_at_any_moment_can_be_read_and_resumed(
     assert_same(resume(config, killed), straight)
 
 
-def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_full_one_before(
     config: TrainConfig, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    config = replace(config, full_checkpoints=2)
     path = start(replace(config, num_steps=4), tmp_path / "run")
     os.truncate(path / "checkpoints/step_000004/model.safetensors", 1000)
     resume(config, path)
@@ -668,3 +670,45 @@ def test_another_machine_is_noted_when_a_run_goes_on(
         in capsys.readouterr().out
     )
     assert json.loads((path / "env.json").read_text())["earlier"][0]["processor"] == "another"
+
+
+@pytest.mark.parametrize(
+    ("free", "said"), [(10**12, "1.0 TB free\n"), (10**5, "100.0 kB free: too little, make room")]
+)
+def test_a_run_says_at_its_start_what_its_checkpoints_take(
+    config: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    free: int,
+    said: str,
+) -> None:
+    def usage(place: Path) -> Any:
+        return shutil._ntuple_diskusage(free, 0, free)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    made = prepare(config)
+    size = 4 * sum(parameter.numel() for parameter in made.engine.model.parameters())
+    with RunFolder.create(tmp_path / "run", to_json(config)) as run:
+        assert train(run, made) == 0
+    one, other = decimal(3 * size), decimal(size)
+    wanted = (
+        f"disk   {decimal(4 * size)} for checkpoints ({one} + {other}), {one} more while one is written; "
+    )
+    out = capsys.readouterr().out
+    assert f"{wanted}{said}" in out
+    assert out.index("disk ") < out.index("step 0/")
+    kept = sum(file.stat().st_size for file in (tmp_path / "run/checkpoints").rglob("*.safetensors"))
+    assert kept == pytest.approx(4 * size, rel=0.1)
+
+
+def test_weights_alone_are_nothing_to_go_on_from(config: TrainConfig, tmp_path: Path) -> None:
+    path = start(config, tmp_path / "run")
+    newest, before = checkpoint.steps(path / "checkpoints")
+    os.truncate(newest / "optimizer.safetensors", 7)
+    kept = files(path)
+    with pytest.raises(RunError) as raised:
+        resume(replace(config, num_steps=8), path)
+    assert f"{newest}: optimizer.safetensors is damaged" in str(raised.value)
+    assert f"{before} holds weights only" in str(raised.value) and "--restart" in str(raised.value)
+    assert files(path) == kept

@@ -103,6 +103,7 @@ NOWHERE: dict[str, Case] = {
     "num_slots": Case(2),
     "checkpoint_every": Case(1),
     "keep_checkpoints": Case(1),
+    "full_checkpoints": Case(2),
     "max_skipped_steps": Case(1),
     "max_unjudged": Case(1),
     "num_threads": Case(2),
@@ -204,6 +205,18 @@ def test_checkpoints_are_written_and_kept_as_asked(run: Runs) -> None:
     assert run(replace(BASE, keep_checkpoints=1)).checkpoints == ["step_000003"]
     every = replace(BASE, checkpoint_every=1, keep_checkpoints=9)
     assert run(every).checkpoints == ["step_000001", "step_000002", "step_000003"]
+
+
+def test_as_many_checkpoints_are_full_as_asked(tiny_model: Path, tmp_path: Path) -> None:
+    def full(**changes: int) -> list[str]:
+        config = replace(BASE, model=str(tiny_model), checkpoint_every=1, keep_checkpoints=3, **changes)
+        path = tmp_path / str(len(list(tmp_path.iterdir())))
+        with RunFolder.create(path, to_json(config)) as place:
+            assert train(place, prepare(config)) == 0
+        return sorted(file.parent.name for file in path.rglob("optimizer.safetensors"))
+
+    assert full() == ["step_000003"]
+    assert full(full_checkpoints=2) == ["step_000002", "step_000003"]
 
 
 def test_a_smaller_budget_of_tokens_is_more_micro_batches(

@@ -1,7 +1,7 @@
 """What learns in a control run: an algorithm's page with its world, its policy and its memory."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +46,10 @@ class Agent(Protocol):
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of everything that going on to the bit needs."""
+        ...
+
+    def saved_bytes(self) -> int:
+        """Return how many bytes `state()` takes at the end of a run, its memory full."""
         ...
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -100,6 +104,11 @@ def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def drawing(actor: Actor, generator: torch.Generator) -> Choice:
     """Return the choice of what acts in training, with its random numbers from `generator`."""
     return lambda seen: actor.act(seen, generator)[0]
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return how many bytes the numbers in `tensors` take."""
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
 
 def joined(**parts: dict[str, Tensor]) -> dict[str, Tensor]:

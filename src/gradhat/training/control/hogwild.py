@@ -28,7 +28,7 @@ from gradhat.policies.mlp import ActorCritic, MLPPolicy
 from gradhat.rollouts.normalize import PooledMoments, RunningMoments, pooled
 from gradhat.rollouts.vector import Collector, Episode
 from gradhat.training.control import on_policy, worlds
-from gradhat.training.control.agent import Agent, Choice, Means, drawing, joined, part
+from gradhat.training.control.agent import Agent, Choice, Means, drawing, joined, num_bytes, part
 from gradhat.training.control.config import ControlConfig
 from gradhat.training.control.on_policy import Network, OnPolicyAgent
 from gradhat.training.optim import SmallAdam
@@ -160,6 +160,9 @@ class Hogwild:
             "num_frames": torch.tensor(self.num_frames),
             **{name: tensor.clone() for name, tensor in self._tensors().items()},
         }
+
+    def saved_bytes(self) -> int:
+        return num_bytes(self._tensors().values())
 
     def restore(self, state: dict[str, Tensor]) -> None:
         saved, mine = len(state["versions"]), len(self.shared.versions)

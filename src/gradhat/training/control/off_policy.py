@@ -16,7 +16,17 @@ from gradhat.policies.policy import Actor
 from gradhat.policies.q_network import EpsilonGreedy
 from gradhat.rollouts.replay import Replay
 from gradhat.rollouts.vector import Collector, Episode
-from gradhat.training.control.agent import Choice, Means, acted, drawing, joined, packed, part, unpacked
+from gradhat.training.control.agent import (
+    Choice,
+    Means,
+    acted,
+    drawing,
+    joined,
+    num_bytes,
+    packed,
+    part,
+    unpacked,
+)
 from gradhat.training.seed import derive
 from gradhat.trajectories import Transitions
 
@@ -153,6 +163,10 @@ class OffPolicyAgent:
                 {"replay": plain, "draws": self.draws.bit_generator.state, "version": self.version}
             ),
         }
+
+    def saved_bytes(self) -> int:
+        without = [tensor for name, tensor in self.state().items() if not name.startswith("replay/")]
+        return num_bytes(without) + self.replay.num_bytes
 
     def restore(self, state: dict[str, Tensor]) -> None:
         plain = unpacked(state["plain"])

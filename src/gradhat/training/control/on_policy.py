@@ -10,7 +10,7 @@ from gradhat.envs.gym import World
 from gradhat.policies.mlp import ActorCritic, MLPPolicy
 from gradhat.rollouts.normalize import RunningMoments, normalise
 from gradhat.rollouts.vector import Collector, Episode
-from gradhat.training.control.agent import Choice, Means, acted, copies, drawing, joined, part
+from gradhat.training.control.agent import Choice, Means, acted, copies, drawing, joined, num_bytes, part
 from gradhat.training.optim import SmallAdam
 from gradhat.training.seed import derive
 from gradhat.trajectories import Trajectories
@@ -111,6 +111,11 @@ class OnPolicyAgent:
             collector=self.collector.state(),
             memory=self.memory,
         ) | {"generator": self.generator.get_state(), "version": torch.tensor(self.version)}
+
+    def saved_bytes(self) -> int:
+        # The optimiser makes its two moments at its first step.
+        coming = 0 if self.optimizer.state() else 2 * num_bytes(self.module.parameters())
+        return num_bytes(self.state().values()) + coming
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.module.load_state_dict(part(state, "weights"))

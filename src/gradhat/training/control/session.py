@@ -144,6 +144,12 @@ class Session:
             run.checkpoints, self.step, write, self._cursor(), keep=self.config.keep_checkpoints
         )
 
+    def checkpoint_sizes(self) -> list[int]:
+        """Return how many bytes each checkpoint takes that the run leaves, the newest first."""
+        config = self.config
+        written = math.ceil(config.num_frames / config.checkpoint_every)
+        return [self.agent.saved_bytes()] * min(config.keep_checkpoints, written)
+
     def _cursor(self) -> dict[str, Any]:
         return {"seen": asdict(self.seen), "num_frames": self.config.num_frames}
 

@@ -15,7 +15,7 @@ from gradhat.exact.mdp import TabularMDP
 from gradhat.policies.action_values import EpsilonGreedyTable
 from gradhat.policies.policy import Actor
 from gradhat.rollouts.vector import Collector, Episode
-from gradhat.training.control.agent import Choice, Means, acted, drawing, joined, part
+from gradhat.training.control.agent import Choice, Means, acted, drawing, joined, num_bytes, part
 from gradhat.training.seed import derive
 from gradhat.trajectories import Trajectories
 
@@ -85,6 +85,9 @@ class TabularAgent:
             "num_frames": torch.tensor(self.table.num_frames),
             "generator": self.generator.get_state(),
         }
+
+    def saved_bytes(self) -> int:
+        return num_bytes(self.state().values())
 
     def restore(self, state: dict[str, Tensor]) -> None:
         waiting = part(state, "pending")

@@ -105,6 +105,9 @@ class TrainConfig:
     """Steps between checkpoints. A killed run loses at most the steps since the last one."""
     keep_checkpoints: int = 2
     """Checkpoints left in the run folder, the newest ones."""
+    full_checkpoints: int = 1
+    """How many of them keep the moments of AdamW, two thirds of their size, which going on to the bit needs.
+    The others are light: models to look at, or to begin a new run with."""
     max_skipped_steps: int = 5
     """Steps in a row that a non-finite gradient may spoil before the run stops."""
     max_unjudged: int = PATIENCE
@@ -146,7 +149,7 @@ def differences(mine: TrainConfig, theirs: TrainConfig) -> list[str]:
 COUNTS = (
     *("num_steps", "num_prompts", "group_size", "max_new_tokens", "num_epochs", "token_budget", "num_slots"),
     *("eval_every", "eval_questions", "eval_samples", "final_questions", "final_samples"),
-    *("checkpoint_every", "keep_checkpoints", "max_skipped_steps", "max_unjudged"),
+    *("checkpoint_every", "keep_checkpoints", "full_checkpoints", "max_skipped_steps", "max_unjudged"),
 )
 
 RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (

@@ -2,7 +2,7 @@
 
 checkpoints/step_000010/
     model.safetensors, config.json, tokenizer ...    the float32 master weights as a Hugging Face model
-    optimizer.safetensors                            AdamW's moments, float32
+    optimizer.safetensors                            AdamW's moments, float32; not in a light one
     state.json                                       see training/checkpoint.py
 """
 
@@ -33,8 +33,10 @@ def save(
     source: Path,
     stop_ids: Collection[int],
     keep: int,
+    full: int,
 ) -> Path:
-    """Write the checkpoint of `step`; see `checkpoint.save`.
+    """Write the checkpoint of `step`, and take the moments from all but the `full` newest; see
+    `checkpoint.save`.
 
     `source` is the model folder whose tokenizer and template files are copied along; `stop_ids` end an
     answer.
@@ -44,7 +46,18 @@ def save(
         weights.save(masters, config, path, source, stop_ids=stop_ids)
         checkpoint.save_tensors(optimizer, path / OPTIMIZER)
 
-    return checkpoint.save(folder, step, write, cursor, keep=keep)
+    saved = checkpoint.save(folder, step, write, cursor, keep=keep)
+    for old in checkpoint.steps(folder)[full:]:
+        checkpoint.lighten(old, OPTIMIZER)
+    return saved
+
+
+def sizes(masters: Mapping[str, Tensor], *, num_saved: int, keep: int, full: int) -> list[int]:
+    """Return how many bytes each checkpoint takes that is left of `num_saved`, the newest first: weights and
+    both their moments, or weights alone. Tokenizer and the like are left out.
+    """
+    weights = sum(tensor.numel() for tensor in masters.values()) * torch.float32.itemsize
+    return [(3 if i < full else 1) * weights for i in range(min(keep, num_saved))]
 
 
 def masters(found: Checkpoint) -> dict[str, Tensor]:

@@ -189,6 +189,17 @@ class Session:
             source=self.model,
             stop_ids=self.chat.stop_ids,
             keep=self.config.keep_checkpoints,
+            full=self.config.full_checkpoints,
+        )
+
+    def checkpoint_sizes(self) -> list[int]:
+        """Return how many bytes each checkpoint takes that the run leaves, the newest first."""
+        config = self.config
+        return model_checkpoint.sizes(
+            self.optimizer.masters(),
+            num_saved=-(-config.num_steps // config.checkpoint_every),
+            keep=config.keep_checkpoints,
+            full=config.full_checkpoints,
         )
 
     def check(self, run: RunFolder) -> None:
