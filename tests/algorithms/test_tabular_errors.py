@@ -69,6 +69,7 @@ def test_the_empty_table_goes_up_for_ever() -> None:
     assert errors(truth(limited), torch.zeros(48, 4).double())["greedy_return"] == -50
 
 
+@pytest.mark.slow
 def test_the_return_is_what_episodes_of_frozen_lake_pay() -> None:
     """100 steps, no discount: the greedy policy of Q* for γ = 0.99, played in Gymnasium."""
     known = truth(tables("FrozenLake-v1", gamma=0.99, limited=True))

@@ -144,7 +144,7 @@ def test_no_line_no_label() -> None:
     assert not ax.texts
 
 
-@pytest.mark.parametrize("name", ["two_states", "prompts"])
+@pytest.mark.parametrize("name", [pytest.param("two_states", marks=pytest.mark.slow), "prompts"])
 def test_no_label_of_the_bias_figure_covers_another_or_is_cut_off(name: str) -> None:
     there = world(ZOO[name](), seed=0, spread=0.5)
     (drawn,) = bias({name: there}, {name: shelf(there)}, group_size=3).figures.values()

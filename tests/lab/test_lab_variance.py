@@ -404,7 +404,7 @@ def test_the_panels_of_lambda_draw_the_table(report: Report) -> None:
         assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (best["x"], best[f"mse_{n}"])
 
 
-@pytest.mark.parametrize("name", ["corridor", "prompts"])
+@pytest.mark.parametrize("name", [pytest.param("corridor", marks=pytest.mark.slow), "prompts"])
 def test_no_label_covers_another_or_is_cut_off(name: str) -> None:
     settings = Settings(sizes=(2, 4, 8))
     for figure in variance({name: world(ZOO[name](), seed=0, spread=0.5)}, settings).figures.values():

@@ -146,7 +146,7 @@ def drawn(batch: Transitions) -> dict[int, Twin]:
     alpha=st.sampled_from([None, 0.0]),
 )
 @example(seed=1, num_envs=2, n_step=3, spare=2, chunks=[5] * 12, ends=0.15, alpha=None)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_every_stored_step_is_drawn_as_a_double_loop_has_it(
     seed: int,
     num_envs: int,

@@ -36,11 +36,12 @@ def keys_of(name: str, path: Path, env: str = "") -> Iterator[str]:
         tuned,
         learning=learning,
         num_envs=min(4, tuned.num_envs),
-        num_frames=600,
-        log_every=300,
-        eval_every=300,
+        num_frames=400,
+        log_every=200,
+        eval_every=200,
         eval_episodes=4,
-        checkpoint_every=300,
+        eval_max_steps=20,
+        checkpoint_every=400,
     )
     session = prepare(config)
     try:

@@ -114,10 +114,10 @@ def learned(name: str, agent: Any) -> float:
 @pytest.mark.parametrize(
     "name",
     [
-        *("a2c", "a3c", "ppo", "dqn", "q_learning"),
+        *("a2c", "dqn", "q_learning"),
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("trpo", "monte_carlo", "sarsa", "expected_sarsa")
+            for name in ("a3c", "ppo", "trpo", "monte_carlo", "sarsa", "expected_sarsa")
         ),
     ],
 )

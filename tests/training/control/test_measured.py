@@ -133,6 +133,7 @@ def test_a_normaliser_stands_still_while_actions_are_drawn() -> None:
     found.close()
 
 
+@pytest.mark.slow
 def test_every_door_names_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The run itself, `eval`, a sweep over a world that hides its state and one that does not, and `plot`."""
     run, flags = tmp_path / "run", "--num-frames 200 --log-every 100 --eval-episodes 8"

@@ -296,6 +296,7 @@ def test_a_run_of_another_seed_is_another_run(tmp_path: Path) -> None:
     assert lines[0]["greedy/return"] != others[0]["greedy/return"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_bit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The whole command, ended by kill -9 somewhere after its first checkpoint."""
     flags = "--num-envs 3 --num-steps 8 --num-epochs 1 --hidden 8 --normalize-observations"

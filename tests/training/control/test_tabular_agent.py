@@ -43,6 +43,7 @@ def test_q_learning_reaches_the_optimum(env: str) -> None:
     assert found["q_error/max"] <= 1e-2 and found["v_error/max"] <= 1e-2
 
 
+@pytest.mark.slow
 def test_the_greedy_return_is_that_of_greedy_episodes() -> None:
     """Frozen lake, half learned: undiscounted and within 100 steps, as it is measured."""
     given = Settings(gamma=0.9, alpha=10.0, omega=1.0, epsilon_end=1.0)
