@@ -1,4 +1,4 @@
-"""Draw held-out accuracy against minutes of training, one line a run, from the metrics of run folders.
+"""Draw held-out accuracy against steps of training, one line a run, from the metrics of run folders.
 
 python benchmarks/learning_curve.py OUT.png RUN [RUN ...]
 """
@@ -19,15 +19,14 @@ LINES = ("#1f5fbf", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7")
 
 
 def curve(run: Path) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Return minutes of training, held-out accuracy and its interval, wherever it was measured."""
-    minutes, points = 0.0, dict[int, tuple[float, ...]]()
+    """Return steps, held-out accuracy and its interval, wherever it was measured."""
+    points = dict[int, tuple[float, ...]]()
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        minutes += row.get("step_time", 0.0) / 60
         if "held_out/accuracy" in row:
             ends = (row[f"held_out/accuracy{end}"] for end in ("", "_low", "_high"))
             # What is measured after the last step takes the place of what was measured in it.
-            points[row["step"]] = (minutes, *ends)
+            points[row["step"]] = (row["step"], *ends)
     first, second, third, fourth = (list(column) for column in zip(*points.values(), strict=True))
     return first, second, third, fourth
 
@@ -37,10 +36,10 @@ def draw(out: Path, runs: list[Path]) -> None:
     figure, axes = plt.subplots(figsize=(7.2, 3.8), dpi=150)
     ends: list[tuple[float, str, str]] = []
     for run, colour in zip(runs, LINES, strict=False):
-        minutes, accuracy, low, high = curve(run)
+        steps, accuracy, low, high = curve(run)
         seed = json.loads((run / "config.json").read_text())["seed"]
-        axes.fill_between(minutes, low, high, color=colour, alpha=0.12, linewidth=0)
-        axes.plot(minutes, accuracy, color=colour, linewidth=1.8, marker="o", markersize=3.5)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(steps, accuracy, color=colour, linewidth=1.8, marker="o", markersize=3.5)
         ends.append((accuracy[-1], f"seed {seed}: {accuracy[-1]:.2f}", colour))
     height = 1.0
     for accuracy_at_end, label, colour in sorted(ends, reverse=True):
@@ -51,7 +50,7 @@ def draw(out: Path, runs: list[Path]) -> None:
     axes.set_title(
         f"{config['task']}: held-out accuracy at temperature 1", fontsize=10, color=INK, loc="left"
     )
-    axes.set_xlabel("minutes of training on 2 CPU cores (band: 95 % interval over questions)", color=GREY)
+    axes.set_xlabel("steps of training (band: 95 % interval over questions)", color=GREY)
     axes.set_ylim(0, 1)
     axes.set_xlim(left=0)
     axes.margins(x=0.02)
