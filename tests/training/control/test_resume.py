@@ -287,6 +287,34 @@ def test_a_measurement_that_fails_leaves_its_line_saved(
     assert [path.name for path in run.checkpoints.iterdir()] == ["step_000002"]
 
 
+@pytest.mark.parametrize(("owner", "function"), [(evaluate, "play"), (RunFolder, "append_metrics")])
+def test_a_run_whose_last_line_was_lost_ends_with_a_measurement_of_its_last_policy(
+    owner: Any, function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with that of two lines before."""
+    of = CONFIGS["a2c"]
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    finish(of, RunFolder.create(straight, to_json(of)))
+    session, real = prepare(of), getattr(owner, function)
+
+    def failing(*given: Any, **named: Any) -> Any:
+        if session.step == 6:
+            raise TaskError("the last line: found no room")
+        return real(*given, **named)
+
+    with monkeypatch.context() as patch, RunFolder.create(stopped, to_json(of)) as run:
+        patch.setattr(owner, function, failing)
+        with pytest.raises(TaskError, match="no room"):
+            train(run, session)
+    session.close()
+    finish(of, RunFolder.open(stopped))
+    wanted, last = numbers(straight)[-1], numbers(stopped)[-1]
+    assert last.pop("final") == 1 and last == {key: wanted[key] for key in last}
+    assert {"step", "num_frames", "greedy/return"} <= last.keys()
+    ends = [RunFolder(path).read_json("summary.json") | {"seconds": 0} for path in (straight, stopped)]
+    assert ends[0] == ends[1]
+
+
 def test_a_run_of_another_seed_is_another_run(tmp_path: Path) -> None:
     for seed in (5, 6):
         of = replace(CONFIGS["a2c"], seed=seed)

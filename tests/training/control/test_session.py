@@ -2,14 +2,18 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gradhat.cli.main import main
+from gradhat.training.control import worlds
+from gradhat.training.control.config import ControlConfig
 from gradhat.training.control.on_policy import OnPolicyAgent
 from gradhat.training.control.session import Session, diverged
+from gradhat.training.control.settings import QLearning
 from gradhat.training.run_folder import RunFolder
 
 CHAIN = ["--env", "zoo:chain", "--eval-episodes", "2", "--log-every", "400", "--num-envs", "4"]
@@ -150,3 +154,43 @@ def test_a_longer_run_says_which_schedule_it_follows(
     # Longer again: it went to the frame that was the last one then.
     assert main(["train", "--resume", str(run), "--num-frames", "700"]) == 0
     assert "longer by 60 frames" in capsys.readouterr().out
+
+
+class Batches:
+    """An agent whose batches are 64 frames, all of them lived."""
+
+    num_frames = 0
+
+    def advance(self, num_frames: int) -> dict[str, float]:
+        while self.num_frames < num_frames:
+            self.num_frames += 64
+        return {}
+
+    def drain(self) -> list[Any]:
+        return []
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("num_frames", [121, 125, 128])
+def test_a_last_batch_that_passes_over_the_end_leaves_no_empty_line(num_frames: int) -> None:
+    """Lines of 10 frames: the last one is short, and the batch ends within it."""
+    config: ControlConfig[Any] = ControlConfig(QLearning(), "zoo:chain", log_every=10, eval_every=0)
+    world = worlds.make(config, 1)
+    agent: Any = Batches()
+
+    def lived(num_frames: int, step: int = 0) -> list[tuple[int, float]]:
+        session = Session(replace(config, num_frames=num_frames), world, agent)
+        session.step, session._measure = step, lambda: {"measured": 1.0}  # pyright: ignore
+        found: list[tuple[int, float]] = []
+        while session.step < session.num_steps:
+            values = session.advance(None, None)  # pyright: ignore
+            found.append((session.step, values["num_frames"]))
+            assert ("measured" in values) == (values["num_frames"] >= num_frames)
+        return found
+
+    assert lived(num_frames) == [(6, 64), (13, 128)]
+    assert lived(150, step=13) == [(15, 192)]
+    # Made longer by no more than what was lived already, there is nothing left to live.
+    assert lived(185, step=15) == []

@@ -62,9 +62,10 @@ class Session:
     def num_steps(self) -> int:
         """The number of the last line of metrics: one for every `log_every` frames, those within a batch
         passed over."""
+        if self.agent.num_frames >= self.config.num_frames:
+            return self.step
         # A line that was the last one, and short, is followed by another where the run is made longer.
-        goes_on = self.agent.num_frames < self.config.num_frames
-        return max(self._num_lines(), self.step + goes_on)
+        return max(self._num_lines(), self.step + 1)
 
     def _num_lines(self) -> int:
         return math.ceil(self.config.num_frames / self.config.log_every)
@@ -110,7 +111,8 @@ class Session:
         clock.lap("train")
         frames = self.agent.num_frames
         # A batch can be longer than a line: the lines within it are passed over.
-        self.step = max(self.step, min(frames // config.log_every, self._num_lines()))
+        passed = frames // config.log_every if frames < config.num_frames else self._num_lines()
+        self.step = max(self.step, passed)
         self._diverged = diverged(values)
         if not self._diverged:
             self._state, self._whole = self.agent.state(), self.step
@@ -170,8 +172,12 @@ class Session:
         return True
 
     def finish(self, run: RunFolder) -> Ending:
-        """Say what the last line of metrics has measured."""
-        last = next(line for line in reversed(run.read_metrics()) if f"{self.measured}/return" in line)
+        """Say what the last line of metrics has measured. Where an error left that line out, measure."""
+        lines = run.read_metrics()
+        last = lines[-1] if lines else {}
+        measured: dict[str, float] = {}
+        if last.get("step") != self.step or f"{self.measured}/return" not in last:
+            last = measured = {"num_frames": float(self.agent.num_frames), **self._measure()}
         after = {key: value for key, value in last.items() if key.startswith(f"{self.measured}/")}
         closing = (
             f"done. {self.config.eval_episodes} {self.measured} episodes: return "
@@ -179,7 +185,7 @@ class Session:
             f"watch it: gradhat watch {run.path}"
         )
         summary = {"num_frames": self.agent.num_frames, "episodes": self.config.eval_episodes, "after": after}
-        return Ending({}, summary, closing)
+        return Ending(measured, summary, closing)
 
     def close(self) -> None:
         """Free the environments."""
