@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from rich.filesize import decimal
 
-from gradhat.errors import RunError
+from gradhat.errors import GradhatError, RunError
 from gradhat.training import checkpoint, machine
 from gradhat.training.checkpoint import Checkpoint
 from gradhat.training.clock import Clock
@@ -133,7 +133,7 @@ def train(
                 with interrupt.at_once():
                     return _finish(run, log, session, clock)
         except KeyboardInterrupt:
-            log.say(f"stopped. Go on with: gradhat train --resume {run.path}")
+            log.say("stopped: {} is saved, {}".format(*_saved(run)))
             raise
         except BaseException as error:
             _rescue(run, log, session)
@@ -206,13 +206,23 @@ def _rescue(run: RunFolder, log: Log, session: Session) -> None:
     try:
         if session.retreat():
             _save(run, session)
-        newest = max(map(step_of, checkpoint.steps(run.checkpoints)), default=0)
     except Exception as error:
         # What ended the run is what is reported; a full disk is often both.
         log.warn(f"the last whole step could not be saved: {error}")
-        newest = None
-    saved = "" if newest is None else f"step {newest} is saved. "
-    log.say(f"{saved}Once what is wrong is repaired, go on with: gradhat train --resume {run.path}")
+    try:
+        saved, command = _saved(run)
+    except (GradhatError, OSError) as error:
+        log.warn(str(error))
+    else:
+        log.say(f"{saved} is saved. Once what is wrong is repaired, {command}")
+
+
+def _saved(run: RunFolder) -> tuple[str, str]:
+    """Return the newest step that is saved, in words, and the command that goes on from there."""
+    newest = max(map(step_of, checkpoint.steps(run.checkpoints)), default=0)
+    if newest or not run.begun():
+        return f"step {newest}" if newest else "no step", f"go on with: gradhat train --resume {run.path}"
+    return "no step", f"begin again with: gradhat train --resume {run.path} --restart"
 
 
 def _finish(run: RunFolder, log: Log, session: Session, clock: Clock) -> int:

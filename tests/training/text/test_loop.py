@@ -329,6 +329,36 @@ def test_a_step_that_half_moved_the_weights_is_not_saved(
     assert_same(resume(twice, tmp_path / "run"), start(twice, tmp_path / "straight"))
 
 
+@pytest.mark.parametrize(
+    ("call", "error"), [(4, MemoryError()), (4, KeyboardInterrupt(2)), (1, MemoryError())]
+)
+def test_a_run_that_saved_nothing_says_so_and_how_to_begin_again(
+    config: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    call: int,
+    error: BaseException,
+) -> None:
+    """The second of two epochs fails before any checkpoint: in the second step, or in the first."""
+    twice = replace(config, algorithm="grpo", num_epochs=2, num_steps=2, **SPARSE)
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+        fail_at(patch, MasterAdamW, "step", call, error)
+        start(twice, path)
+    out = capsys.readouterr().out
+    assert "no step is saved" in out and "step 0 is saved" not in out
+    command = again(path) if call > 2 else f"go on with: gradhat train --resume {path}"
+    assert out.rstrip().endswith(command)
+    resume(twice, path, restart="--restart" in out)
+    assert [line["step"] for line in steps(path)] == [1, 2]
+
+
+def again(path: Path) -> str:
+    """The command of a run that has nothing to go on from."""
+    return f"gradhat train --resume {path} --restart"
+
+
 def test_a_disk_that_is_full_for_the_checkpoint_too_is_said(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -338,7 +368,11 @@ def test_a_disk_that_is_full_for_the_checkpoint_too_is_said(
     with pytest.raises(RunError, match="step_000002: full"):
         start(config, tmp_path / "run")
     out = capsys.readouterr().out
-    assert "the last whole step could not be saved: write" in out and "go on with: gradhat train" in out
+    assert "the last whole step could not be saved: write" in out
+    assert (
+        f"no step is saved. Once what is wrong is repaired, begin again with: {again(tmp_path / 'run')}"
+        in out
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
