@@ -72,12 +72,16 @@ OFF_POLICY = [
 def test_the_learning_rate_on_old_experience_is_that_of_the_frames(learning: Any) -> None:
     agent = made(learning)
     assert isinstance(agent, OffPolicyAgent)
+    assert "learning_rate" not in agent.advance(10)
     for frames in (40, 60, FRAMES):
-        agent.advance(frames)
+        found = agent.advance(frames)["learning_rate"]
         for optimizer in agent.parts.optimizers:
             wanted = line(learning.settings.lr, 1e-4, frames / FRAMES)
-            assert optimizer.param_groups[0]["lr"] == pytest.approx(wanted)
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(wanted) == found
     agent.close()
+    still = made(replace(learning, memory=replace(MEMORY, lr_end=None)))
+    assert "learning_rate" not in still.advance(40)
+    still.close()
 
 
 def test_exploration_fades_over_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:

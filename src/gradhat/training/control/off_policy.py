@@ -111,18 +111,20 @@ class OffPolicyAgent:
         means, last = Means(), dict[str, float]()
         while self.num_frames < num_frames:
             actor = self.parts.actor(self.num_frames)
-            last = {"epsilon": actor.epsilon} if isinstance(actor, EpsilonGreedy) else {}
+            if isinstance(actor, EpsilonGreedy):
+                last["epsilon"] = actor.epsilon
             lived = self.collector.collect(actor, self.memory.num_steps, self.generator, self.version)
             if not acted(lived, means):
                 continue
             self.replay.add(lived)
             if self.num_frames >= self.memory.first_frames:
-                self._learn(means)
+                last |= self._learn(means)
         return means.take() | last
 
-    def _learn(self, means: Means) -> None:
+    def _learn(self, means: Means) -> dict[str, float]:
+        """Take a round of updates; return what they were taken with."""
         share = min(1.0, self.num_frames / self.last_frame)
-        self._anneal(share)
+        rate = self._anneal(share)
         beta = self.parts.beta + (1 - self.parts.beta) * share
         for _ in range(self.memory.num_updates):
             batch = self.replay.sample(self.memory.batch_size, self.draws, beta=beta)
@@ -131,12 +133,17 @@ class OffPolicyAgent:
                 self.replay.prioritise(batch.index, update.td_errors)
             means.add(update.metrics)
         self.version += 1
+        return rate
 
-    def _anneal(self, share: float) -> None:
+    def _anneal(self, share: float) -> dict[str, float]:
+        """Set the learning rate where it is annealed, and return it."""
         end = self.memory.lr_end
-        if end is not None:
-            for optimizer in self.parts.optimizers:
-                optimizer.param_groups[0]["lr"] = self.parts.lr + (end - self.parts.lr) * share
+        if end is None:
+            return {}
+        rate = self.parts.lr + (end - self.parts.lr) * share
+        for optimizer in self.parts.optimizers:
+            optimizer.param_groups[0]["lr"] = rate
+        return {"learning_rate": rate}
 
     def greedy(self) -> Choice:
         return self.parts.greedy
