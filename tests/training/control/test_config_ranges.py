@@ -47,6 +47,8 @@ def test_a_number_that_is_not_finite_is_refused(bad: float) -> None:
 def test_negative_numbers_are_refused_but_where_they_mean_something() -> None:
     for name, path in EVERY:
         config = put(ControlConfig(ALGORITHMS[name].learning), path, -1)
+        if path[-1] in ("low", "high"):
+            config = put(config, (*path[:-1], "num_atoms"), 5)
         if path[-1] in ("log_std", "low", "high", "entropy_per_component"):
             check(config)
         else:
@@ -66,8 +68,29 @@ def test_negative_numbers_are_refused_but_where_they_mean_something() -> None:
         ("trpo --backtrack-coef 3", "backtrack_coef=3.0"),
         ("q_learning --alpha -1", "alpha=-1.0"),
         ("a2c --hidden 0", "hidden=(0,)"),
+        # In CartPole REINFORCE is tuned with a critic: a decay would change nothing.
+        ("reinforce --decay 0.5", "decay=0.5 with baseline=critic: nothing reads this setting"),
+        ("reinforce --baseline none --value-epochs 3", "Leave it at 10, or use baseline=critic"),
+        ("reinforce --baseline none --value-minibatches 3", "value_minibatches=3 with baseline=none"),
+        ("dqn --env Acrobot-v1 --beta 0.5", "beta=0.5 with alpha=None: nothing reads this setting"),
+        ("dqn --low 0", "low=0.0 with num_atoms=1: nothing reads"),
+        ("dqn --high 500", "Leave it at 10.0, or use num_atoms of 2 or more"),
     ],
 )
 def test_the_command_says_what_is_wrong(flags: str, wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *flags.split(), "--dry-run"]) == 2
     assert wanted in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "reinforce --baseline moving_average --decay 0.5",
+        "reinforce --value-epochs 3 --value-minibatches 2",
+        "dqn --beta 0.7",
+        "dqn --num-atoms 51 --low 0 --high 500",
+        "trpo --value-epochs 3",
+    ],
+)
+def test_a_setting_that_something_reads_is_taken(flags: str) -> None:
+    assert main(["train", *flags.split(), "--dry-run"]) == 0

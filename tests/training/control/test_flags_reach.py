@@ -36,7 +36,7 @@ MEMORY = Memory(capacity=60, first_frames=16, num_steps=2, num_updates=1, batch_
 CRITIC = reinforce.Settings(gamma=0.9, baseline="critic")
 TABLE = tabular_control.Settings(gamma=0.9, epsilon_frames=60)
 LEARNING: dict[str, Any] = {
-    "reinforce": settings.Reinforce(1, 2, 2, NETWORK, settings=reinforce.Settings(gamma=0.9)),
+    "reinforce": settings.Reinforce(network=NETWORK, settings=reinforce.Settings(gamma=0.9)),
     "a2c": settings.A2C(6, NETWORK, a2c.Settings(entropy_coef=0.1)),
     "a3c": A3C(1, 6, NETWORK, a2c.Settings(entropy_coef=0.1)),
     # The bounds of the clip, δ of the trust region and the Huber loss's are where they hold something.

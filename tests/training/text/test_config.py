@@ -96,6 +96,12 @@ def test_a_setting_that_nothing_reads_is_refused(given: str, name: str, value: A
     check(replace(GOOD, **repaired, **{name: value}))
 
 
+def test_a_threshold_needs_a_curriculum() -> None:
+    with pytest.raises(ConfigError, match=r"curriculum_threshold=0.9 with curriculum=\(\): nothing reads"):
+        check(replace(GOOD, curriculum_threshold=0.9))
+    check(replace(GOOD, curriculum_threshold=0.9, curriculum=("arithmetic:digits=1",)))
+
+
 def test_more_epochs_need_a_ratio() -> None:
     check(replace(GOOD, algorithm="grpo", num_epochs=2))
     with pytest.raises(ConfigError, match="off-policy"):

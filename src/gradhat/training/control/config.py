@@ -134,6 +134,14 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 )
 """Settings of all algorithms, what holds for each, and the same in words. Every number must be finite."""
 
+READERS: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool], str], ...] = (
+    (("decay",), "baseline", lambda v: v == "moving_average", "baseline=moving_average"),
+    (("value_epochs", "value_minibatches"), "baseline", lambda v: v == "critic", "baseline=critic"),
+    (("beta",), "alpha", lambda v: v is not None, "an alpha, such as 0.6"),
+    (("low", "high"), "num_atoms", lambda v: v > 1, "num_atoms of 2 or more"),
+)
+"""Settings that are read only where another one has certain values: which one, which values, in words."""
+
 
 def check(config: ControlConfig[Any]) -> None:
     """Raise ConfigError for a setting out of range, or for two that exclude each other."""
@@ -144,7 +152,9 @@ def check(config: ControlConfig[Any]) -> None:
         for names, holds, wanted in RANGES:
             if name in names and not holds(value):
                 raise ConfigError(f"{name}={value}: found a value out of range. Use {wanted}.")
-    _check_together(config.num_frames, dict(_settings(config)))
+    found = dict(_settings(config))
+    _check_together(config.num_frames, found)
+    _check_unread(found, _defaults(config))
 
 
 def _check_together(num_frames: int, found: Mapping[str, Any]) -> None:
@@ -158,6 +168,26 @@ def _check_together(num_frames: int, found: Mapping[str, Any]) -> None:
             f"first_frames={found['first_frames']} with num_frames={num_frames}: found no frame left to "
             "learn in. Use fewer first frames, or more frames."
         )
+
+
+def _check_unread(found: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse a setting that is given and that nothing reads: no change would follow from it."""
+    for names, chooser, reads, readers in READERS:
+        for name in names if chooser in found and not reads(found[chooser]) else ():
+            if name in found and found[name] != defaults[name]:
+                raise ConfigError(
+                    f"{name}={found[name]} with {chooser}={found[chooser]}: nothing reads this setting. "
+                    f"Leave it at {defaults[name]}, or use {readers}."
+                )
+
+
+def _defaults(part: Any) -> dict[str, Any]:
+    """Return the default of every setting by its name, those of the parts inside included."""
+    found: dict[str, Any] = {}
+    for field in fields(part):
+        value = getattr(part, field.name)
+        found |= _defaults(value) if is_dataclass(value) else {field.name: field.default}
+    return found
 
 
 def _settings(part: Any) -> Iterator[tuple[str, Any]]:

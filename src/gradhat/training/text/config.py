@@ -216,6 +216,8 @@ def _check_unread(config: TrainConfig, *, corrects: bool) -> None:
     """Refuse a setting that is given and that nothing reads: no change would follow from it."""
     algorithm, mismatch = f"algorithm={config.algorithm}", f"mismatch={config.mismatch}"
     unread: list[tuple[str, str, str]] = []
+    if not config.curriculum:
+        unread.append(("curriculum_threshold", "curriculum=()", "curriculum=TASK"))
     if not corrects:
         unread += [(name, algorithm, "algorithm=grpo") for name in ("clip_low", "clip_high")]
     if config.algorithm == REINFORCE:
