@@ -54,3 +54,11 @@ class Columns:
         if any("," in value for value in flags.values()):
             raise ConfigError(f"--task {task}: found a comma in the name of a column. Rename the column.")
         return f"{task}{',' if colon else ':'}{','.join(given)}"
+
+
+def absolute(spec: str) -> str:
+    """Return "/folder/my_task.py:MyTask" for "my_task.py:MyTask", and a task that is no file."""
+    name, colon, rest = spec.partition(":")
+    path = Path(name).expanduser()
+    is_file = path.suffix == ".py" or is_questions(name)
+    return f"{path.resolve()}{colon}{rest}" if is_file else spec

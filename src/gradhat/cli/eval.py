@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gradhat.cli.columns import Columns
+from gradhat.cli.columns import Columns, absolute
 from gradhat.cli.flags import gathered, parse, target
 from gradhat.cli.sampling import REPEATABLE, Sampling
 from gradhat.errors import ConfigError, TaskError
@@ -131,12 +131,13 @@ def report(place: str, flags: Flags) -> None:
     from gradhat.policies.language.chat import Chat
     from gradhat.rollouts.engine import Engine
     from gradhat.training.seed import derive
-    from gradhat.training.text.evaluate import Scale, fitting, measure
-    from gradhat.training.text.model import compute_dtype, find, set_threads
+    from gradhat.training.text.evaluate import fitting, measure
+    from gradhat.training.text.model import compute_dtype, find, seen_by, set_threads
     from gradhat.verdicts import PATIENCE, Failures
 
     set_threads(flags.num_threads)
-    task = load_rewards(load_task(flags.columns.named(flags.task)), flags.reward)
+    named = flags.columns.named(flags.task)
+    task = load_rewards(load_task(named), flags.reward)
     questions = held_out_set(task, flags.n, derive(flags.seed, "held_out"), partial(print, flush=True))
     if not questions:
         raise TaskError(f"{flags.task}: found no held-out question. Give the task more distinct questions.")
@@ -153,8 +154,8 @@ def report(place: str, flags: Flags) -> None:
         context=network.config.max_positions,
     )
 
-    scale = Scale()
-
+    # Another judge has a scale of its own.
+    scale = seen_by(place, absolute(named), tuple(map(absolute, flags.reward)))
     failures = Failures(PATIENCE)
 
     def measured(temperature: float, num_samples: int) -> "Measurement":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from gradhat.cli import recipes
-from gradhat.cli.columns import Columns, is_questions
+from gradhat.cli.columns import Columns, absolute
 from gradhat.cli.flags import gathered, near, parse
 from gradhat.errors import ConfigError, RunError
 from gradhat.training.run_folder import RunFolder, refuse_taken, reserved
@@ -232,16 +232,8 @@ def _absolute(config: Any) -> Any:
 
     return replace(
         config,
-        task=_absolute_task(config.task),
-        curriculum=tuple(map(_absolute_task, config.curriculum)),
-        reward=tuple(map(_absolute_task, config.reward)),
+        task=absolute(config.task),
+        curriculum=tuple(map(absolute, config.curriculum)),
+        reward=tuple(map(absolute, config.reward)),
         model=settled(config.model),
     )
-
-
-def _absolute_task(spec: str) -> str:
-    """Return "/folder/my_task.py:MyTask" for "my_task.py:MyTask", and a task that is no file."""
-    name, colon, rest = spec.partition(":")
-    path = Path(name).expanduser()
-    is_file = path.suffix == ".py" or is_questions(name)
-    return f"{path.resolve()}{colon}{rest}" if is_file else spec

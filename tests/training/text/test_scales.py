@@ -64,3 +64,25 @@ def test_a_task_that_says_it_has_an_accuracy_of_its_own(config: TrainConfig, tmp
     *_, last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert 10 * last["held_out/accuracy"] == pytest.approx(last["held_out/reward"])
     assert 0 <= last["held_out/accuracy_low"] <= last["held_out/accuracy_high"] <= 1
+
+
+def test_what_a_run_calls_a_reward_is_none_the_less_one_where_it_is_measured_again(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training half a point is paid, on held-out questions nothing but 0 and 1."""
+    spec = task(tmp_path, "float(right) if held_out(question.text) else 0.5")
+    file = tmp_path / "scaled.py"
+    file.write_text("from gradhat.envs.text.task import held_out\n" + file.read_text())
+    run = run_of(replace(config, num_steps=1), tmp_path, spec)
+    assert "sampled reward " in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    limits = ["--n", "6", "--max-new-tokens", "8", "--dtype", "float32"]
+    for judge in (["--trust"], ["--task", "scaled.py:Scaled"]):
+        assert main(["eval", str(run), *judge, *limits]) == 0
+        said = capsys.readouterr().out
+        assert "sampled  reward " in said and "greedy   reward " in said
+        assert "accuracy" not in said and "pass@" not in said
+    # Of another judge the run knows nothing.
+    (tmp_path / "other.py").write_text(file.read_text())
+    assert main(["eval", str(run), "--task", "other.py:Scaled", *limits]) == 0
+    assert "sampled  accuracy " in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """From a name on the command line to a network in memory: what training, eval and chat have in common."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from gradhat.policies.language.weights import HUB, home
 from gradhat.training import checkpoint
 from gradhat.training.run_folder import is_run
 from gradhat.training.text.config import read, to_json
+from gradhat.training.text.evaluate import Scale
 from gradhat.training.trust import allow
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -51,6 +53,22 @@ def setting_of(place: str, name: str, verb: str, *, trusted: bool) -> Any:
     config = read(path)
     allow(verb, to_json(config), [name], f"--{name}", trusted=trusted)
     return getattr(config, name)
+
+
+def seen_by(place: str, task: str, reward: tuple[str, ...]) -> Scale:
+    """Return the rewards that the run `place` has seen up to its newest checkpoint: what is no mere right or
+    wrong in a run is none where it is measured again. Nothing where it is a model, or is judged by others.
+
+    RunError when the checkpoint says nothing of them.
+    """
+    path = home(place)
+    config = read(path) if is_run(path) else None
+    if config is None or (config.task, config.reward) != (task, reward):
+        return Scale()
+    found = checkpoint.read(find(place))
+    with checkpoint.fitting(found):
+        checkpoint.check_alike(found.cursor["scale"], asdict(Scale()), "cursor.scale")
+        return Scale(**found.cursor["scale"])
 
 
 def settled(place: str) -> str:
