@@ -44,6 +44,10 @@ def test_errors_load_nothing_heavy() -> None:
     assert not loaded("import gradhat.errors", ROOT / "src") & HEAVY
 
 
+def test_flags_of_a_file_of_questions_load_nothing_heavy() -> None:
+    assert not loaded("import gradhat.cli.columns", ROOT / "src") & HEAVY
+
+
 def test_the_viewer_never_loads_torch() -> None:
     files = sorted((ROOT / "src/gradhat/viewer").rglob("*.py"))
     names = [".".join(f.relative_to(ROOT / "src").with_suffix("").parts) for f in files]

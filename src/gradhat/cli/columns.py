@@ -1,19 +1,9 @@
 """Flags for a file of questions: they become settings in the task's own text, which a run stores."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from gradhat.envs.text.question_files import FORMS, is_questions, path_of
 from gradhat.errors import ConfigError
-
-FILES = (".jsonl", ".csv", ".parquet")
-SAVED = ("state.json", "dataset_dict.json")
-"""Files of a folder that datasets saved."""
-
-
-def is_questions(name: str) -> bool:
-    """Return whether `name` is that of a file of questions, or of a folder that datasets saved."""
-    path = Path(name).expanduser()
-    return path.suffix.lower() in FILES or any((path / saved).is_file() for saved in SAVED)
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ class Columns:
         if not is_questions(file):
             raise ConfigError(
                 f"--task {task}: columns and scorers are flags of a file of questions, and this is none. "
-                "Drop them, or name a .jsonl, .csv or .parquet file, or a folder that datasets saved."
+                f"Drop them, or name {FORMS}."
             )
         if any("," in value for value in flags.values()):
             raise ConfigError(f"--task {task}: found a comma in the name of a column. Rename the column.")
@@ -59,6 +49,6 @@ class Columns:
 def absolute(spec: str) -> str:
     """Return "/folder/my_task.py:MyTask" for "my_task.py:MyTask", and a task that is no file."""
     name, colon, rest = spec.partition(":")
-    path = Path(name).expanduser()
+    path = path_of(name)
     is_file = path.suffix == ".py" or is_questions(name)
     return f"{path.resolve()}{colon}{rest}" if is_file else spec

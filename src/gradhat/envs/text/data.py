@@ -9,21 +9,18 @@ the split where `key` names one; all of them reach reward functions. Nothing in 
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
+from gradhat.envs.text.question_files import FORMS, SPLITS, STATE
 from gradhat.envs.text.scorers import Scorer, scorer
 from gradhat.envs.text.task import Question
 from gradhat.envs.text.verify import shorten
 from gradhat.errors import TaskError
 from gradhat.trajectories import Verdict
 
-SUFFIXES = (".jsonl", ".csv", ".parquet")
-FORMS = "a .jsonl, .csv or .parquet file, or a folder that datasets saved"
-SPLITS = "dataset_dict.json"
-"""The file in which datasets lists the splits of a folder."""
 Row = dict[str, Any]
 
 
@@ -106,12 +103,6 @@ class FileTask:
                 )
 
 
-def is_data(name: str) -> bool:
-    """Return whether `name` is that of a file or a folder of questions."""
-    path = Path(name)
-    return path.suffix.lower() in SUFFIXES or (path / "state.json").is_file() or (path / SPLITS).is_file()
-
-
 def open_data(path: Path, settings: Mapping[str, str]) -> FileTask:
     """Return the task of a file of questions under `settings`, the fields of `Columns`."""
     known = [field.name for field in fields(Columns)]
@@ -190,7 +181,7 @@ def _csv(path: Path) -> Iterator[Row]:
 def _parquet(path: Path) -> Iterator[Row]:
     from pyarrow import parquet  # pyright: ignore[reportMissingTypeStubs]
 
-    yield from cast(list[Row], parquet.read_table(path).to_pylist())  # pyright: ignore[reportUnknownMemberType]
+    yield from _in_rows(lambda: parquet.read_table(path))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _arrow(folder: Path) -> Iterator[Row]:
@@ -204,14 +195,26 @@ def _arrow(folder: Path) -> Iterator[Row]:
                 f"{folder} has the splits {', '.join(map(str, splits))}. Name one: {folder}/SPLIT"
             )
         folder = folder / "train"
-    if not (folder / "state.json").is_file():
-        raise TaskError(f"{folder} is no folder that datasets saved: found no state.json. Give {FORMS}.")
-    for entry in _object(folder / "state.json").get("_data_files", []):
+    if not (folder / STATE).is_file():
+        raise TaskError(f"{folder} is no folder that datasets saved: found no {STATE}. Give {FORMS}.")
+    for entry in _object(folder / STATE).get("_data_files", []):
         name = str(entry.get("filename", "")) if isinstance(entry, dict) else ""
         if Path(name).name != name or not name:
-            raise TaskError(f"{folder}/state.json names the file {name!r}. Its files lie beside it.")
+            raise TaskError(f"{folder / STATE} names the file {name!r}. Its files lie beside it.")
         with arrow.memory_map(str(folder / name)) as file:  # pyright: ignore[reportUnknownMemberType]
-            yield from cast(list[Row], arrow.ipc.open_stream(file).read_all().to_pylist())  # pyright: ignore[reportUnknownMemberType]
+            yield from _in_rows(lambda: arrow.ipc.open_stream(file).read_all())  # pyright: ignore[reportUnknownMemberType]
+
+
+def _in_rows(read: Callable[[], Any]) -> list[Row]:
+    """Return the rows of the table that pyarrow reads.
+
+    ValueError where it cannot. It says so through many types, and so do those that it makes values of: a time
+    zone that is none, a date beyond Python's.
+    """
+    try:
+        return cast(list[Row], read().to_pylist())
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from gradhat.envs.text.data import is_data, open_data
+from gradhat.envs.text.data import open_data
 from gradhat.envs.text.guard import guarded
+from gradhat.envs.text.question_files import is_questions, path_of
 from gradhat.envs.text.task import TIME_LIMIT, Task
 from gradhat.errors import TaskError
 from gradhat.importing import load_file
@@ -36,8 +37,8 @@ def load_task(spec: str) -> Task:
         return _own(path, class_name)
     if spec.endswith(".py"):
         return _own(spec, "")
-    if is_data(str(_path(kind))):
-        return open_data(_path(kind), _settings(kind, rest))
+    if is_questions(kind):
+        return open_data(path_of(kind), _settings(kind, rest))
     near = difflib.get_close_matches(kind, ["arithmetic", "reasoning_gym"], 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise TaskError(f"task {spec!r} is unknown.{hint} Use {FORMS}.")
@@ -45,7 +46,7 @@ def load_task(spec: str) -> Task:
 
 def source_hash(spec: str) -> str:
     """Return the SHA-256 of the file whose code the task `spec` is, and "" where it is no file's."""
-    path = _path(spec if spec.endswith(".py") else spec.rpartition(":")[0])
+    path = path_of(spec if spec.endswith(".py") else spec.rpartition(":")[0])
     return sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and _is_file(path) else ""
 
 
@@ -104,7 +105,7 @@ def _literal(task: str, key: str, value: str) -> Any:
 
 def _own(file: str, class_name: str) -> Task:
     """Return an instance of a class in a file. TaskError when file, class or method is missing or broken."""
-    path = _path(file)
+    path = path_of(file)
     asked = f"task {path}:{class_name}"
     if not _is_file(path):
         raise TaskError(f"{asked}: there is no file {path}. Check the path; a task is named {FORMS}.")
@@ -129,14 +130,6 @@ def _own(file: str, class_name: str) -> Task:
 
 def _fits(kind: Any) -> bool:
     return callable(getattr(kind, "question", None)) and callable(getattr(kind, "score", None))
-
-
-def _path(file: str) -> Path:
-    """Return the path that `file` names; ~ is the home folder, of whoever has one."""
-    try:
-        return Path(file).expanduser()
-    except RuntimeError:
-        return Path(file)
 
 
 def _is_file(path: Path) -> bool:
