@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from damage import damaged, trials
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradhat.errors import GradhatError, ModelError
@@ -65,13 +66,6 @@ KEYS = [
     *("partial_rotary_factor", "quantization_config", "bos_token_id", "auto_map", "architectures"),
 ]
 CONFIG = st.dictionaries(st.sampled_from(KEYS), JSON | ROPE, min_size=1, max_size=3)
-
-
-def trials(examples: int) -> settings:
-    quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(
-        max_examples=examples, deadline=None, derandomize=examples < 100, suppress_health_check=quiet
-    )
 
 
 @pytest.fixture
@@ -223,16 +217,6 @@ def test_any_bytes_in_any_file(copy: Path, examples: int) -> None:
         tried(copy)
 
     run()
-
-
-def damaged(contents: bytes, data: st.DataObject) -> bytes:
-    """Some bytes are others, or the end is missing, or something stands in between. The start is hit most."""
-    for _ in range(data.draw(st.integers(1, 3))):
-        start = data.draw(st.integers(0, min(400, len(contents))) | st.integers(0, len(contents)))
-        new = data.draw(st.binary(max_size=8) | st.sampled_from([b"\xff" * 8, b"\0" * 8, b"\x7f\xff", b"["]))
-        stop = data.draw(st.sampled_from([start, start + len(new), len(contents)]))
-        contents = contents[:start] + new + contents[stop:]
-    return contents
 
 
 def test_any_bytes_as_gguf(tmp_path: Path, examples: int) -> None:

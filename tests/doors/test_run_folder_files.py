@@ -3,7 +3,8 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -13,10 +14,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gradhat.cli.main import main
-from gradhat.errors import ConfigError
+from gradhat.cli.plot import read_all, unfinished
+from gradhat.cli.sweep import planned, report
+from gradhat.errors import ConfigError, RunError
 from gradhat.training.control.algorithms import ALGORITHMS
 from gradhat.training.control.config import ControlConfig
 from gradhat.training.filled import Unfit, fitted
+from gradhat.training.sweeps.plan import Plan, begun
 from gradhat.training.text.config import TrainConfig, from_json, to_json
 
 ODD_TEXT = st.sampled_from(["", "x", "0", "\0", "\ud800", "../..", "a\nb", "\x1b[31m", "auto", "nan"])
@@ -126,6 +130,67 @@ def test_any_value_in_any_file_ends_in_a_result_or_a_sentence_at_length(
     runs: Mapping[str, Path], data: st.DataObject
 ) -> None:
     check(runs, data)
+
+
+SWEEP = "ppo --env CartPole-v1 --num-envs 2 --num-steps 4 --num-minibatches 1 --hidden 4 --num-frames 16"
+SWEEP += " --log-every 16 --eval-every 0 --eval-episodes 2 --eval-max-steps 5 --seed 0..1"
+CONTENT = st.binary(max_size=12) | (JSON | st.dictionaries(st.sampled_from(["after", "steps"]), JSON)).map(
+    lambda value: json.dumps(value).encode()
+)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A finished sweep of two runs."""
+    folder = tmp_path_factory.mktemp("sweep") / "sweep"
+    with begun(planned(SWEEP.split(), folder), SWEEP.split()) as found:
+        for cell in found.cells:
+            assert main(["train", *cell.point.words, "--out", str(cell.path)]) == 0
+    return found
+
+
+@pytest.mark.parametrize("examples", [30, pytest.param(500, marks=pytest.mark.slow)])
+def test_any_content_of_a_summary_is_a_table_and_a_picture_or_a_sentence(sweep: Plan, examples: int) -> None:
+    """All that is read of it is that it is there and an object; a measurement reads the checkpoint alone."""
+    run = sweep.cells[0].path
+    file = run / "summary.json"
+    whole = file.read_bytes()
+    doors = [lambda: report(sweep), lambda: unfinished(read_all([sweep.folder]))]
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=QUIET)
+    @given(content=CONTENT, door=st.sampled_from(doors))
+    def holds(content: bytes, door: Callable[[], object]) -> None:
+        file.write_bytes(content)
+        try:
+            door()
+            read = True
+        except RunError as error:
+            assert str(run) in str(error) and "summary.json" in str(error)
+            read = False
+        with suppress(ValueError):
+            assert read == isinstance(json.loads(content), dict) or b"NaN" in content or b"Inf" in content
+
+    holds()
+    assert main(["eval", str(run), "--episodes", "2"]) == 0
+    file.write_bytes(whole)
+
+
+def test_a_damaged_file_of_measurements_stops_the_end_of_a_run_and_stays(
+    runs: Mapping[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was killed while it measured its end goes on, and adds to the file of its last step."""
+    run = Path(shutil.copytree(runs["text"], tmp_path / "run"))
+    (run / "summary.json").unlink()
+    file = run / "evals/step_000001.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    before = tree(run)
+    assert main(["train", "--resume", str(run)]) == 1
+    error = capsys.readouterr().err
+    assert f"RunError: read {file}: " in error and "move it away" in error
+    assert tree(run).items() >= {name: before[name] for name in before if "/" in name}.items()
+    file.write_bytes(whole)
+    assert main(["train", "--resume", str(run)]) == 0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from gradhat.envs.text.task import key_of
+from gradhat.errors import RunError
 from gradhat.training.run_folder import RunFolder, whole_file, writing
 from gradhat.training.text.evaluate import Measurement
 from gradhat.trajectories import Record, Trajectories
@@ -149,9 +150,16 @@ def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file that `_write` wrote. RunError for one that is damaged or another's."""
     from pyarrow import parquet  # pyright: ignore[reportMissingTypeStubs]
 
     if not file.exists():
         return []
-    table: Any = parquet.read_table(file)  # pyright: ignore[reportUnknownMemberType]
-    return table.to_pylist()
+    try:
+        table: Any = parquet.read_table(file)  # pyright: ignore[reportUnknownMemberType]
+        return table.select(list(SCHEMA)).cast(_schema()).to_pylist()
+    except Exception as error:  # pyarrow reports damage through many types
+        raise RunError(
+            f"read {file}: {type(error).__name__}: {error}. It holds what was sampled before, and is left as "
+            "it is. Repair it or move it away, then go on: gradhat train --resume RUN"
+        ) from error
