@@ -29,7 +29,8 @@ class Flags:
     count them, else steps."""
     y: str = ""
     """A metric of metrics.jsonl; empty is what the runs are judged by: greedy/return, sampled/return,
-    held_out/accuracy, or held_out/reward where nothing says what solves a question."""
+    held_out/accuracy, or held_out/reward where nothing says what solves a question; episode/return where
+    nothing was measured."""
     by: tuple[str, ...] = ()
     """Settings of config.json, each combination of values a line; empty: all that differ, but the seed."""
     out: Path | None = None

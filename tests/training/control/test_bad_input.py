@@ -124,7 +124,7 @@ WRONG_FLAGS = {
     "a flag that is none": ("ppo", "--gama 0.9", ["--gama: no such flag", "Did you mean --gamma"]),
     "a flag of another algorithm": ("ppo", "--epsilon-end 0", ["--epsilon-end: no such flag", "--clip-low"]),
     "no frames": ("ppo", "--num-frames 0", ["num_frames=0: found a value out of range. Use 1 or more"]),
-    "no episodes": ("ppo", "--eval-episodes 0", ["eval_episodes=0"]),
+    "fewer than no episodes": ("ppo", "--eval-episodes -1", ["eval_episodes=-1", "Use 0 or more"]),
     "no steps of an episode": ("ppo", "--eval-max-steps 0", ["eval_max_steps=0"]),
     "no environments": ("ppo", "--num-envs 0", ["num_envs=0"]),
     "a negative interval": ("ppo", "--eval-every -1", ["eval_every=-1", "Use 0 or more"]),

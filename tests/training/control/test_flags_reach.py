@@ -252,6 +252,16 @@ def test_a_setting_of_measurements_changes_the_lines_and_not_what_is_learned(nam
     assert mine[0] != theirs[0] and same(mine[1], theirs[1])
 
 
+@pytest.mark.parametrize("name", EVERY_ALGORITHM)
+def test_without_a_measurement_the_rest_of_the_run_is_the_same(name: str) -> None:
+    config = base(name)
+    mine, theirs = ran(replace(config, eval_episodes=0)), measured(config)
+    kinds = ("greedy/", "sampled/")
+    assert any(key.startswith(kinds) for line in theirs[0] for key in line)
+    assert mine[0] == [{k: v for k, v in line.items() if not k.startswith(kinds)} for line in theirs[0]]
+    assert same(mine[1], theirs[1])
+
+
 @pytest.mark.parametrize("setting", NOWHERE)
 @pytest.mark.parametrize("name", EVERY_ALGORITHM)
 def test_a_setting_of_the_machine_changes_no_number(

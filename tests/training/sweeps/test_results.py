@@ -134,6 +134,18 @@ def test_runs_that_measure_different_policies_are_judged_each_by_its_own() -> No
     assert judged_by([hidden, control([{"step": 0}])]) == "return"
 
 
+def test_runs_that_measure_nothing_are_judged_by_their_training() -> None:
+    alone = control([{"step": i, "episode/return": float(i), "num_episodes": 1.0} for i in range(1, 21)])
+    assert judged_by([alone]) == judged_by([alone, alone]) == "episode/return"
+    found = outcome(alone, "episode/return")
+    assert found.score == found.training == 19.5, "of the last tenth"
+    # Training is what all have; where one has not even that, it is not.
+    seen = control([*alone.lines, {"step": 21, "greedy/return": 1.0}])
+    assert judged_by([alone, seen]) == "episode/return" and judged_by([seen]) == RETURN
+    assert judged_by([alone, control([{"step": 0, "greedy/return": 1.0}])]) == RETURN
+    assert judged_by([text({"step": 1, "reward": 0.5})]) == "reward"
+
+
 LINES = [
     {"step": 0, "greedy/return": 1.0},
     {"step": 1, "num_frames": 50.0, "step_time": 2.0, "entropy": 0.5},

@@ -51,7 +51,8 @@ class ControlConfig(Generic[L]):
     eval_every: int = 20_000
     """Frames between two measurements; 0 measures after the last frame only."""
     eval_episodes: int = 100
-    """Episodes of such a measurement, as many of every environment."""
+    """Episodes of such a measurement, as many of every environment; 0 measures nothing, whatever eval_every
+    says: a world that cannot be had twice is judged by its returns in training."""
     eval_envs: int = 100
     """Most environments of such a measurement, beside those of training. They are made when it begins."""
     eval_max_steps: int = 2_000
@@ -108,7 +109,6 @@ COUNTS = (
         "num_envs",
         "num_frames",
         "log_every",
-        "eval_episodes",
         "eval_envs",
         "eval_max_steps",
         "checkpoint_every",
@@ -119,7 +119,7 @@ COUNTS = (
 )
 RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (COUNTS, lambda v: v >= 1, "1 or more"),
-    (("eval_every", "seed", "first_frames", "value_epochs"), lambda v: v >= 0, "0 or more"),
+    (("eval_every", "eval_episodes", "seed", "first_frames", "value_epochs"), lambda v: v >= 0, "0 or more"),
     (("gamma", "lam", "tau", "decay", "beta"), lambda v: 0 <= v <= 1, "0 to 1"),
     (("epsilon_start", "epsilon_end"), lambda v: 0 <= v <= 1, "0 to 1"),
     (("backtrack_coef",), lambda v: 0 < v < 1, "more than 0, less than 1"),

@@ -22,8 +22,7 @@ def progress_line(
     if measured := found_in(metrics):
         parts.append(f"{measured} {returned(metrics, eval_episodes, scale)}")
     if "episode/return" in metrics:
-        count = int(metrics["num_episodes"])
-        parts.append(f"training {written(_ends(metrics, 'episode'), count, scale)}")
+        parts.append(f"training {in_training(metrics, scale)}")
     if share := metrics.get(f"{measured}/cut"):
         parts.append(f"cut {share:.0%}")
     parts += [f"{name} {metrics[key]:{form}}" for key, name, form in SHOWN if key in metrics]
@@ -40,6 +39,11 @@ def returned(metrics: Mapping[str, float], eval_episodes: int, scale: float) -> 
     found = written(_ends(metrics, str(measured)), eval_episodes, scale)
     best = metrics.get("optimal_return")
     return found if best is None else f"{found}, optimal {number(best, scale)}"
+
+
+def in_training(metrics: Mapping[str, float], scale: float) -> str:
+    """Return the return of the training episodes of a line as people read it."""
+    return written(_ends(metrics, "episode"), int(metrics["num_episodes"]), scale)
 
 
 def _ends(metrics: Mapping[str, float], kind: str) -> Interval:

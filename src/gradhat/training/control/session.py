@@ -23,7 +23,7 @@ from gradhat.training.control.agent import Agent, Choice
 from gradhat.training.control.algorithms import ALGORITHMS, check_actions
 from gradhat.training.control.config import ControlConfig, check, to_json
 from gradhat.training.control.evaluate import Measured
-from gradhat.training.control.progress import progress_line, returned
+from gradhat.training.control.progress import in_training, progress_line, returned
 from gradhat.training.log import Log
 from gradhat.training.loop import Ending
 from gradhat.training.memory import keep_freed_memory
@@ -78,9 +78,7 @@ class Session:
             f"env    {config.env}: {self.world.num_inputs} numbers seen, {kind}; {config.num_envs} at once",
             f"agent  {config.algorithm}: {ALGORITHMS[config.algorithm].what}",
             self.agent.holds(),
-            "judged by its sampled policy, with actions drawn as in training"
-            if self.measured == "sampled"
-            else "",
+            self._judged_by(),
             f"longer by {config.num_frames - self._planned:,} frames: what changes until the last frame "
             f"(learning rate, beta) went to frame {self._planned:,} and now stands where a run of "
             f"{config.num_frames:,} frames has it"
@@ -88,6 +86,13 @@ class Session:
             else "",
         ]
         return "\n".join(line for line in lines if line)
+
+    def _judged_by(self) -> str:
+        """Return a line about what the run is judged by, where that is not its greedy policy."""
+        if not self.config.eval_episodes:
+            return "judged by its returns in training: --eval-episodes 0 measures nothing"
+        drawn = "judged by its sampled policy, with actions drawn as in training"
+        return drawn if self.measured == "sampled" else ""
 
     def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> str:
         """Return the line of progress."""
@@ -97,7 +102,7 @@ class Session:
 
     def before(self, run: RunFolder) -> dict[str, float]:
         """Measure the untrained policy."""
-        return self._measure() if self.config.eval_every else {}
+        return self._measure() if self.config.eval_every and self.config.eval_episodes else {}
 
     def advance(self, run: RunFolder, log: Log) -> dict[str, float]:
         """Live and learn until the next line of metrics is due."""
@@ -118,7 +123,7 @@ class Session:
             self._state, self._whole = self.agent.state(), self.step
         values |= {"num_frames": float(frames), **_episodes(self.agent.drain(), self.seen)}
         values["frames_per_second"] = (frames - before) / clock.parts()["time/train"]
-        if self._due(config.eval_every) or self.step == self.num_steps:
+        if config.eval_episodes and (self._due(config.eval_every) or self.step == self.num_steps):
             clock.lap("rest")
             values |= self._measure()
             clock.lap("evaluate")
@@ -173,6 +178,8 @@ class Session:
 
     def finish(self, run: RunFolder) -> Ending:
         """Say what the last line of metrics has measured. Where an error left that line out, measure."""
+        if not self.config.eval_episodes:
+            return self._unmeasured(run)
         lines = run.read_metrics()
         last = lines[-1] if lines else {}
         measured: dict[str, float] = {}
@@ -186,6 +193,21 @@ class Session:
         )
         summary = {"num_frames": self.agent.num_frames, "episodes": self.config.eval_episodes, "after": after}
         return Ending(measured, summary, closing)
+
+    def _unmeasured(self, run: RunFolder) -> Ending:
+        """Say what the last line of metrics has of training."""
+        lines = (line for line in reversed(run.read_metrics()) if "episode/return" in line)
+        last = next(lines, dict[str, Any]())
+        episodes = int(last.get("num_episodes", 0))
+        said = (
+            f"nothing was measured. The last {episodes} training episodes: return "
+            f"{in_training(last, self.seen.scale())}"
+            if episodes
+            else "nothing was measured, and no training episode came to its end"
+        )
+        after = {key: value for key, value in last.items() if key.startswith("episode/")}
+        summary = {"num_frames": self.agent.num_frames, "episodes": episodes, "after": after}
+        return Ending({}, summary, f"done. {said}\nwatch it: gradhat watch {run.path}")
 
     def close(self) -> None:
         """Free the environments."""

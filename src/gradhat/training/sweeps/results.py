@@ -129,10 +129,13 @@ def judged_by(runs: Sequence[Run]) -> str:
     measurement of every one of them has. An expected return is always there, an accuracy is not.
 
     Where some runs measure one policy and some another, such as greedy/return and sampled/return, it is what
-    these have in common: "return" is that of each run's own policy.
+    these have in common: "return" is that of each run's own policy. Where a run measured nothing it is what
+    all of them have, the metric of training.
     """
-    scores = runs[0].kind.scores
+    scores, training = runs[0].kind.scores, runs[0].kind.training
     last = [_last_measured(run) for run in runs]
+    if not all(last) and all(any(line.get(training) is not None for line in run.lines) for run in runs):
+        return training
     for score in scores:
         if all(line.get(score) is not None for line in last):
             return score
@@ -161,13 +164,17 @@ def _last_measured(run: Run) -> dict[str, Any]:
 def outcome(run: Run, score: str) -> Outcome:
     """Return the final numbers of a run, which is judged by `score`. They come from its metrics, so that a
     table and a plot say the same.
+
+    A run that is judged by its training is judged by the mean over its end, not by its last line.
     """
-    found = value(_last_measured(run), score, run.kind)
     steps = [line for line in run.lines if line["step"] > 0]
     last = [line for line in steps if line["step"] > (1 - LAST) * steps[-1]["step"]]
     # A line holds the mean over the episodes that ended in it.
     training = _mean([(line.get(run.kind.training), line.get("num_episodes", 1.0)) for line in last])
     rate = _mean([(line.get(run.kind.rate), _busy(run.kind, line)) for line in steps])
+    if score == run.kind.training:
+        return Outcome(training, training, rate)
+    found = value(_last_measured(run), score, run.kind)
     return Outcome(math.nan if found is None else found, training, rate)
 
 
