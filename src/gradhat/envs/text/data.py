@@ -9,7 +9,8 @@ the split where `key` names one; all of them reach reward functions. Nothing in 
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -181,7 +182,9 @@ def _csv(path: Path) -> Iterator[Row]:
 def _parquet(path: Path) -> Iterator[Row]:
     from pyarrow import parquet  # pyright: ignore[reportMissingTypeStubs]
 
-    yield from _in_rows(lambda: parquet.read_table(path))  # pyright: ignore[reportUnknownMemberType]
+    with _foreign():
+        rows = cast(list[Row], parquet.read_table(path).to_pylist())  # pyright: ignore[reportUnknownMemberType]
+    yield from rows
 
 
 def _arrow(folder: Path) -> Iterator[Row]:
@@ -201,18 +204,20 @@ def _arrow(folder: Path) -> Iterator[Row]:
         name = str(entry.get("filename", "")) if isinstance(entry, dict) else ""
         if Path(name).name != name or not name:
             raise TaskError(f"{folder / STATE} names the file {name!r}. Its files lie beside it.")
-        with arrow.memory_map(str(folder / name)) as file:  # pyright: ignore[reportUnknownMemberType]
-            yield from _in_rows(lambda: arrow.ipc.open_stream(file).read_all())  # pyright: ignore[reportUnknownMemberType]
+        with _foreign(), arrow.memory_map(str(folder / name)) as file:  # pyright: ignore[reportUnknownMemberType]
+            rows = cast(list[Row], arrow.ipc.open_stream(file).read_all().to_pylist())  # pyright: ignore[reportUnknownMemberType]
+        yield from rows
 
 
-def _in_rows(read: Callable[[], Any]) -> list[Row]:
-    """Return the rows of the table that pyarrow reads.
+@contextmanager
+def _foreign() -> Generator[None]:
+    """Turn whatever pyarrow raises into a ValueError.
 
-    ValueError where it cannot. It says so through many types, and so do those that it makes values of: a time
-    zone that is none, a date beyond Python's.
+    It reports damage through many types, and so does what it makes values with: a time zone that is none, a
+    date beyond Python's.
     """
     try:
-        return cast(list[Row], read().to_pylist())
+        yield
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
