@@ -242,6 +242,39 @@ def test_without_out_a_folder_is_made_under_runs(
     )
 
 
+def test_two_experiments_of_one_second_have_two_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner: list[int] = []
+
+    def run(flags: Any, subject: str) -> Report:
+        # The second begins while the first computes.
+        if not inner:
+            inner.append(0)
+            inner.append(main(["lab", "bias"]))
+        return Report("Why?", (table(),), (), {})
+
+    monkeypatch.setitem(EXPERIMENTS, "bias", EXPERIMENTS["bias"]._replace(run=run))
+    monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
+    monkeypatch.chdir(tmp_path)
+    assert main(["lab", "bias"]) == 0 and inner == [0, 0]
+    folders = sorted((tmp_path / "runs").iterdir())
+    assert [folder.name for folder in folders] == ["lab-bias-20260101-000000", "lab-bias-20260101-000000-2"]
+    assert all((folder / "results.json").exists() for folder in folders)
+
+
+def test_an_experiment_that_fails_leaves_no_folder_under_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(flags: Any, subject: str) -> Report:
+        raise ValueError("no")
+
+    monkeypatch.setitem(EXPERIMENTS, "bias", EXPERIMENTS["bias"]._replace(run=run))
+    monkeypatch.chdir(tmp_path)
+    assert main(["lab", "bias"]) == 2
+    assert not list(tmp_path.iterdir())
+
+
 # --- where it is written -----------------------------------------------------------------------------------
 
 

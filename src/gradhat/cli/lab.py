@@ -42,8 +42,7 @@ def main(argv: list[str]) -> int:
         prog = f"gradhat lab {name} {subject}"
     flags = parse(experiment.flags(subject), rest, prog=prog, description=experiment.about)
     values = settings(flags)
-    folder = values["out"] or Path("runs") / f"lab-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    made = prepare(folder)
+    folder, made = prepare(values["out"], name)
     try:
         report = experiment.run(flags, subject)
         write(folder, report, {"experiment": name, "subject": subject, **plain(values)})
@@ -118,20 +117,26 @@ def fitted(table: "Table", width: int) -> tuple[list[str], list[str]]:
     return [line.rstrip() for line in lines], left
 
 
-def prepare(folder: Path) -> list[Path]:
-    """Make the folder before anything is computed. Return what was made, the innermost first.
+def prepare(out: Path | None, name: str) -> tuple[Path, list[Path]]:
+    """Make the folder of an experiment before anything is computed: `out`, or one in runs/ of its own. Return
+    it, and all that was made, the innermost first.
 
     RunError if it holds something, or cannot be made or written.
     """
-    from gradhat.training.run_folder import writing
+    from gradhat.training.run_folder import reserved, writing
 
+    folder = out or Path("runs") / f"lab-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if out is None:
+        missing = [place for place in folder.parents if not place.exists()]
+        folder = reserved(folder)
+        return folder, [folder, *missing]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"write results to {folder}: found something there. Choose another --out.")
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     with writing(folder, todo="Choose an --out that can be written."):
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
-    return missing
+    return folder, missing
 
 
 def write(folder: Path, report: "Report", config: dict[str, Any]) -> None:
