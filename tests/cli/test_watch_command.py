@@ -85,10 +85,13 @@ def test_an_episode_that_is_cut_says_so(
 def test_what_cannot_be_watched_is_said_in_one_message(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    RunFolder.create(tmp_path / "text", to_json(TrainConfig())).close()
+    RunFolder.create(tmp_path / "text", to_json(TrainConfig(task="arithmetic"))).close()
     config = json.loads((trained / "config.json").read_text())
     RunFolder.create(tmp_path / "zoo", config | {"env": "zoo:luck"}).close()
     RunFolder.create(tmp_path / "new", config).close()
+    RunFolder.create(tmp_path / "empty", {}).close()
+    RunFolder.create(tmp_path / "other", {"model_type": "llama"}).close()
+    RunFolder.create(tmp_path / "wrong", {"task": "arithmetic", "lr": "fast"}).close()
     for words, code, wanted in (
         ([], 2, "found no run. Name it first"),
         ([tmp_path / "text"], 2, f"found a text run. Talk to it: gradhat chat {tmp_path}/text"),
@@ -99,6 +102,9 @@ def test_what_cannot_be_watched_is_said_in_one_message(
             f"found none yet. Train on first: gradhat train --resume {tmp_path}/new",
         ),
         ([tmp_path / "nowhere"], 1, "config.json cannot be read"),
+        ([tmp_path / "empty"], 1, f"read the run in {tmp_path}/empty: config.json names no task"),
+        ([tmp_path / "other"], 2, f"the config of {tmp_path}/other: found the unknown keys model_type"),
+        ([tmp_path / "wrong"], 2, f"the config of {tmp_path}/wrong: lr is 'fast'. Write a number"),
         ([trained, "--episodes", "0"], 2, "episodes=0: found a value out of range"),
         (
             [trained, "--out", tmp_path / "a.avi"],

@@ -105,8 +105,11 @@ def read(run: Path) -> "ControlConfig[Any]":
     from gradhat.training.control.worlds import ZOO_PREFIX
     from gradhat.training.run_folder import RunFolder
     from gradhat.training.sweeps.results import CONTROL, kind_of
+    from gradhat.training.text.config import read as read_text
 
     if kind_of(RunFolder(run).config()) is not CONTROL:
+        # Whatever is no config of a text run either says what is wrong with it.
+        read_text(run)
         raise ConfigError(f"watch {run}: found a text run. Talk to it: gradhat chat {run}")
     config = read(run)
     if config.env.startswith(ZOO_PREFIX):

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from gradhat.errors import ConfigError
+from gradhat.errors import ConfigError, RunError
 from gradhat.policies.language.template import arguments
 from gradhat.training.filled import filled
 from gradhat.training.run_folder import RunFolder
@@ -137,6 +137,10 @@ def from_json(values: Any, origin: str) -> TrainConfig:
 def read(run: Path) -> TrainConfig:
     """Return the config of the run folder `run`. RunError when it is none, ConfigError for a wrong value."""
     config = from_json(RunFolder(run).config(), str(run))
+    if not config.task:
+        raise RunError(
+            f"read the run in {run}: config.json names no task. Use the config.json that it was trained with."
+        )
     check(config)
     return config
 
