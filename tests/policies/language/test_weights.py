@@ -15,7 +15,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gradhat.errors import ModelError
 from gradhat.policies.language.chat import Chat
 from gradhat.policies.language.config import COMPANIONS, read_json
-from gradhat.policies.language.weights import load, read_config, resolve, save
+from gradhat.policies.language.weights import (
+    at_hand,
+    fingerprint,
+    gguf_key,
+    load,
+    outline,
+    read_config,
+    resolve,
+    save,
+)
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -407,3 +416,78 @@ def test_a_tied_model_with_a_head_of_its_own(difference: float, folder: Path) ->
             load(folder)
     else:
         assert load(folder).head is None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_outline_is_the_network_without_its_weights(name: str, tmp_path: Path) -> None:
+    kind, changes = MODELS[name]
+    peer(kind, **changes).save_pretrained(tmp_path)
+    drawn, whole = outline(tmp_path), load(tmp_path)
+    assert {n: p.shape for n, p in drawn.named_parameters()} == {
+        n: p.shape for n, p in whole.named_parameters()
+    }
+    assert all(parameter.is_meta for parameter in drawn.parameters())
+
+
+def test_an_outline_has_the_errors_of_the_whole(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    for changes in (
+        {"model.norm.weight": None},
+        {"model.norm.weight": torch.zeros(3)},
+        {"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)},
+    ):
+        damaged = {name: t for name, t in (tensors | changes).items() if t is not None}
+        save_file(damaged, folder / "model.safetensors", metadata={"format": "pt"})
+        errors = []
+        for read in (load, outline):
+            with pytest.raises(ModelError) as error:
+                read(folder)
+            errors.append(str(error.value))
+        assert errors[0] == errors[1]
+
+
+def test_a_fingerprint_is_that_of_what_is_in_a_folder(folder: Path, tmp_path: Path) -> None:
+    before = fingerprint(folder)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert fingerprint(copy) == before
+    tensors = load_file(copy / "model.safetensors")
+    for name, tensor in tensors.items():
+        save_file(tensors | {name: tensor + 1}, copy / "model.safetensors", metadata={"format": "pt"})
+        assert fingerprint(copy) != before, name
+    shutil.copy(folder / "model.safetensors", copy / "model.safetensors")
+    assert fingerprint(copy) == before
+    change_json(copy / "tokenizer_config.json", model_max_length=7)
+    assert fingerprint(copy) != before
+
+
+def test_a_fingerprint_of_a_large_file_takes_samples(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradhat.policies.language.weights.SAMPLE", 16)
+    file = folder / "model.safetensors"
+    size, step = file.stat().st_size, file.stat().st_size // 64
+    assert step > 16
+    before, data = fingerprint(folder), file.read_bytes()
+    for place in (0, 15, step, step + 15, 63 * step):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        assert fingerprint(folder) != before, place
+    file.write_bytes(data[:17] + bytes([data[17] ^ 1]) + data[18:])
+    assert fingerprint(folder) == before
+    with file.open("r+b") as content:
+        content.truncate(size - 1)
+    assert fingerprint(folder) != before
+
+
+def test_what_is_at_hand_is_what_needs_no_fetching(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADHAT_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "small.gguf"
+    file.write_bytes(b"GGUF")
+    assert at_hand(str(folder)) == folder
+    assert [at_hand(name) for name in ("smollm2-135m", str(file), "hf:owner/name")] == [None, None, None]
+    models = tmp_path / "cache" / "models"
+    for name in ("smollm2-135m", gguf_key(file)):
+        (models / name).mkdir(parents=True)
+    assert at_hand("smollm2-135m") == models / "smollm2-135m"
+    assert at_hand(str(file)) == models / gguf_key(file)
+    with pytest.raises(ModelError, match="unknown"):
+        at_hand(str(tmp_path / "nothing"))

@@ -71,6 +71,12 @@ def cached(name: str, fill: Callable[[Path], None]) -> Path:
     return folder
 
 
+def kept(name: str) -> Path | None:
+    """Return the cached model folder `name` where there is one."""
+    folder = cache_folder() / "models" / name
+    return folder if folder.is_dir() else None
+
+
 def flush(file: Path) -> None:
     """Force `file` to disk: after a power cut, a renamed folder must not hold empty files."""
     with file.open("rb+") as handle:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gradhat.errors import ModelError
-from gradhat.policies.language.alias import ALIASES, cached, fetch_smollm2
+from gradhat.policies.language.alias import ALIASES, cached, fetch_smollm2, kept
 from gradhat.policies.language.config import COMPANIONS, own, read_config, read_json
 from gradhat.policies.language.gguf import convert
 from gradhat.policies.language.transformer import Transformer, TransformerConfig
@@ -31,6 +31,8 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FLOATS = ("F32", "BF16", "F16", "F64")
 
 
+SAMPLE, SAMPLES = 1 << 12, 64
+"""Bytes of a sample of a file of weights, and how many are taken of a large one."""
 HUB = "hf:"
 """What a model of the hub begins with, as in hf:owner/name."""
 
@@ -58,6 +60,21 @@ def resolve(model: str) -> Path:
         "Also accepted: a run, a Hugging Face model folder, a .gguf file, a hub id, which is written "
         "hf:owner/name."
     )
+
+
+def at_hand(model: str) -> Path | None:
+    """Return the folder of `resolve(model)` where nothing has to be fetched or converted for it, else None.
+
+    ModelError for a name that is none.
+    """
+    if model in ALIASES:
+        return kept(model)
+    if model.startswith(HUB):
+        return None
+    path = home(model)
+    if exists(path) and path.suffix == ".gguf" and not path.is_dir():
+        return kept(gguf_key(path))
+    return resolve(model)
 
 
 def home(place: str) -> Path:
@@ -98,19 +115,59 @@ def convert_whole(file: Path, folder: Path) -> None:
     A folder that cannot be loaded is not kept.
     """
     convert(file, folder)
-    config = read_config(folder)
-    files = weight_files(folder)
-    refuse_empty_promises(config, files)
-    parameters = dict(shapes(config).named_parameters())
-    places = {name: rows.of(parameters) for name, rows in layout(config).items()}
-    missing = set(places)
-    for part in files:
-        with opened(part) as tensors:
-            missing -= matching(tensors, places, part)
+    _, missing = promised(folder)
     if missing:
         raise ModelError(
             f"{file} lacks {some(missing)}, which its shape promises. Copy or download it again."
         )
+
+
+def outline(folder: Path) -> Transformer:
+    """Return the network in a Hugging Face `folder` without memory for its weights.
+
+    Only the headers of its files are read. Raises ModelError as `load` does for what they show.
+    """
+    network, missing = promised(folder)
+    if missing:
+        raise lacking(folder, missing)
+    return network
+
+
+def promised(folder: Path) -> tuple[Transformer, set[str]]:
+    """Return the network that `config.json` leads to, without its weights, and which tensors its files lack.
+
+    ModelError for tensors of other names, shapes or kinds.
+    """
+    config, files = read_config(folder), weight_files(folder)
+    found = set[str]().union(*map(tensor_names, files))
+    refuse_empty_promises(config, files)
+    network = shapes(config)
+    places = named(config, found, dict(network.named_parameters()))
+    missing = set(places)
+    for part in files:
+        with opened(part) as tensors:
+            missing -= matching(tensors, places, part)
+    return network, missing
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a hash of a model folder: of tokenizer and template, and of the size and some of the bytes of
+    each file of weights.
+
+    Cheap for large weights, and another one after any training. A copy elsewhere has the same.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name in COMPANIONS:
+        if own(folder, name).is_file():
+            digest.update((folder / name).read_bytes())
+    for file in weight_files(folder):
+        size = file.stat().st_size
+        digest.update(size.to_bytes(8))
+        with file.open("rb") as content:
+            for place in range(0, size, max(SAMPLE, size // SAMPLES)):
+                content.seek(place)
+                digest.update(content.read(SAMPLE))
+    return digest.hexdigest()
 
 
 def gguf_key(file: Path) -> str:
@@ -194,21 +251,33 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
     refuse_empty_promises(config, files)
     model = uninitialised(config, dtype)
     parameters = {name: parameter.data for name, parameter in model.named_parameters()}
-    places = {name: rows.of(parameters) for name, rows in layout(config).items()}
-    if config.tied and HEAD in found and EMBEDDING not in found:
-        # What both share is stored once, under the name of the other.
-        places[HEAD] = places.pop(EMBEDDING)
+    places = named(config, found, parameters)
     missing = set(places)
     for file in files:
         missing -= copy_tensors(file, places)
     if missing:
-        raise ModelError(
-            f"The weights in {folder} lack {some(missing)}, which its config.json promises. "
-            "Copy the missing files, or correct config.json."
-        )
+        raise lacking(folder, missing)
     if config.tied and EMBEDDING in places:
         refuse_second_head(files, parameters["embed.weight"])
     return model
+
+
+def named(
+    config: TransformerConfig, found: Collection[str], parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return rows of our `parameters` under the names that they have in files with the tensors `found`."""
+    places = {name: rows.of(parameters) for name, rows in layout(config).items()}
+    if config.tied and HEAD in found and EMBEDDING not in found:
+        # What both share is stored once, under the name of the other.
+        places[HEAD] = places.pop(EMBEDDING)
+    return places
+
+
+def lacking(folder: Path, missing: Iterable[str]) -> ModelError:
+    return ModelError(
+        f"The weights in {folder} lack {some(missing)}, which its config.json promises. "
+        "Copy the missing files, or correct config.json."
+    )
 
 
 def refuse_empty_promises(config: TransformerConfig, files: Iterable[Path]) -> None:
