@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from telltale import ENV, TROUBLE, Odd, Telltale
 
 from gradhat.envs.gym import GymSpec, Step, World, make
 from gradhat.envs.gym_recorder import Recorder
+from gradhat.envs.gym_registry import sources_of
 from gradhat.envs.tabular import TabularEnv, TabularVectorEnv
 from gradhat.errors import ConfigError, TaskError
 from gradhat.exact.mdp import tabular
@@ -274,6 +277,34 @@ def test_a_module_of_the_present_folder_needs_no_path(
         gymnasium.registry.pop("Mine-v0")
         for name in ("gradhat_test_envs", "gradhat_test_core"):
             del sys.modules[name]
+
+
+def test_an_environment_says_which_package_or_file_it_is_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sources_of("CartPole-v1") == {}
+    file = tmp_path / "gradhat_test_mine.py"
+    file.write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Mine-v0', entry_point='gymnasium.envs.classic_control.cartpole:CartPoleEnv')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    wanted = {"module gradhat_test_mine": sha256(file.read_bytes()).hexdigest()}
+    try:
+        assert sources_of("gradhat_test_mine:Mine-v0") == wanted
+        # An installed package has a version. This one makes no environments, which nobody looks at here.
+        gymnasium.registry["Mine-v0"].entry_point = "pytest:Mine"
+        found = sources_of("gradhat_test_mine:Mine-v0")
+        assert found == {**wanted, "pytest": pytest.__version__}
+    finally:
+        gymnasium.registry.pop("Mine-v0")
+        del sys.modules["gradhat_test_mine"]
+
+
+def test_physics_of_a_package_of_its_own_has_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: {"box2d": "2.3", "mujoco": "3.1"}[name])
+    assert sources_of("LunarLander-v3") == {"box2d": "2.3"}
+    assert sources_of("Ant-v5") == {"mujoco": "3.1"}
 
 
 def test_a_module_that_raises_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,3 +62,25 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
     assert machine.cores() == machine.describe()["cores"] == 64
     monkeypatch.setattr("os.cpu_count", lambda: None)
     assert machine.cores() == 1
+
+
+def test_what_differs_is_named_with_both_values() -> None:
+    before = {"a": "1.0", "b": "0123456789abcdef", "gone": "1", "same": "1", "c": None}
+    now = {"a": "1.1", "b": "fedcba9876543210", "new": "1", "same": "1", "c": "2"}
+    assert machine.differing(before, now) == [
+        "a (1.0 → 1.1)",
+        "b (0123456789ab… → fedcba987654…)",
+        "c (none → 2)",
+    ]
+    # A file from elsewhere may hold anything.
+    assert machine.differing([1], now) == machine.differing(None, now) == []
+
+
+def test_a_package_that_changed_is_named() -> None:
+    now = machine.describe()
+    before = now | {"packages": now["packages"] | {"torch": "0.1"}, "threads": now["threads"] + 1}
+    package, threads = machine.changes(before, now)
+    assert package.startswith("torch (0.1 → ") and threads == "threads"
+    assert machine.changes(now, now) == []
+    # Packages that were not looked at then have not changed.
+    assert machine.changes(now | {"packages": {}}, now) == []

@@ -2,9 +2,12 @@
 
 import difflib
 import importlib
+import sys
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
+from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from gradhat.importing import beside
 
 EXTRAS = ("box2d", "mujoco")
 """Parts of Gymnasium that need a package of their own, and the extras of gradhat that bring it."""
+INSTALLED = frozenset({"site-packages", "dist-packages"})
+"""Folders of installed packages."""
 
 
 def registered(env_id: str) -> EnvSpec:
@@ -33,6 +38,39 @@ def registered(env_id: str) -> EnvSpec:
         raise ConfigError(
             f"environment {env_id!r}: found no such id in Gymnasium. {_advice(name)}"
         ) from error
+
+
+def sources_of(env_id: str) -> dict[str, str]:
+    """Return what an environment that was made is of, beside Gymnasium itself: package → version, or module →
+    hash of its file where that is no installed one."""
+    spec = registered(env_id)
+    modules = {env_id.rpartition(":")[0], *map(_module, (spec.entry_point, spec.vector_entry_point))}
+    packages = {extra for extra in EXTRAS for name in modules if f".{extra}." in name}
+    found: dict[str, str] = {}
+    for name in sorted(modules):
+        file, top = getattr(sys.modules.get(name), "__file__", None), name.partition(".")[0]
+        if file is None or top == "gymnasium":
+            continue
+        if INSTALLED.isdisjoint(Path(file).parts):
+            found[f"module {name}"] = sha256(Path(file).read_bytes()).hexdigest()
+        else:
+            packages.update(metadata.packages_distributions().get(top, []))
+    return found | {package: version for package in sorted(packages) if (version := _version(package))}
+
+
+def _version(package: str) -> str:
+    """Return the version of an installed package, "" where nothing of that name is known."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _module(entry_point: Any) -> str:
+    """Return the name of the module that an entry point of the registry lies in."""
+    if isinstance(entry_point, str):
+        return entry_point.partition(":")[0]
+    return getattr(entry_point, "__module__", None) or ""
 
 
 @contextmanager

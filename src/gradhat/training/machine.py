@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,8 +22,10 @@ PACKAGES = (
     "reasoning-gym",
 )
 
-BIT_EXACT = ("packages", "processor", "capability", "threads")
-"""What must be equal for two runs of one config to be equal to the bit."""
+BIT_EXACT = ("processor", "capability", "threads")
+"""What must be equal, as must the packages, for two runs of one config to be equal to the bit."""
+SHOWN = 12
+"""Letters that are shown of a version or a hash."""
 
 
 def describe() -> dict[str, Any]:
@@ -80,7 +82,23 @@ def _quotas(root: Path) -> Iterator[float]:
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the names of what changed, of all that a bit-exact continuation needs."""
-    return [name for name in BIT_EXACT if before.get(name) != now.get(name)]
+    others = [name for name in BIT_EXACT if before.get(name) != now.get(name)]
+    return [*differing(before.get("packages"), now["packages"]), *others]
+
+
+def differing(before: Any, now: Mapping[str, str | None]) -> list[str]:
+    """Return "torch (2.8.0 → 2.9.0)" for every name of which both know something else."""
+    known: Mapping[str, Any] = before if isinstance(before, Mapping) else {}
+    return [
+        f"{name} ({_shown(known[name])} → {_shown(value)})"
+        for name, value in now.items()
+        if name in known and known[name] != value
+    ]
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _version(package: str) -> str | None:

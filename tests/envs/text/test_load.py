@@ -9,7 +9,7 @@ import pytest
 
 from gradhat.envs.text import reasoning_gym
 from gradhat.envs.text.arithmetic import Arithmetic
-from gradhat.envs.text.load import load_task, source_hash
+from gradhat.envs.text.load import file_of, load_task, source_hash
 from gradhat.envs.text.task import check, judge
 from gradhat.errors import TaskError
 
@@ -146,6 +146,29 @@ def test_an_edited_file_has_another_hash(file: Path) -> None:
     assert source_hash(f"{file}:MyTask") != before
     for spec in ("arithmetic", "reasoning_gym:gcd:a=1", "", "nowhere.py:MyTask", "a\x00.py:MyTask"):
         assert source_hash(spec) == ""
+
+
+def test_a_file_of_questions_and_a_reward_have_hashes_too(file: Path, tmp_path: Path) -> None:
+    assert source_hash(f"{file}:fn=0.5") == sha256(MY_TASK.encode()).hexdigest()
+    questions = tmp_path / "q.jsonl"
+    questions.write_text("{}\n")
+    before = source_hash(str(questions))
+    assert before == source_hash(f"{questions}:question=a,scorer=exact") == sha256(b"{}\n").hexdigest()
+    assert source_hash(str(tmp_path)) == source_hash(f"{tmp_path}/nowhere.jsonl") == ""
+
+
+def test_what_a_name_says_behind_its_file(tmp_path: Path) -> None:
+    for spec, path, rest in (
+        ("a/b.py:Mine", "a/b.py", "Mine"),
+        ("a/b.py:fn=0.5", "a/b.py", "fn=0.5"),
+        ("a:c/b.py:Mine", "a:c/b.py", "Mine"),
+        ("a/b.py", "a/b.py", ""),
+        ("q.CSV:answer=x:y", "q.CSV", "answer=x:y"),
+        ("/gone/folder", "/gone/folder", ""),
+    ):
+        assert file_of(spec) == (Path(path), rest)
+    for spec in ("arithmetic:digits=1", "reasoning_gym:gcd", "task=2", "", "q"):
+        assert file_of(spec) is None
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

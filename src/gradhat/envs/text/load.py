@@ -5,9 +5,9 @@ import difflib
 import json
 import re
 from dataclasses import fields
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gradhat.envs.text.data import open_data
 from gradhat.envs.text.guard import guarded
@@ -44,10 +44,34 @@ def load_task(spec: str) -> Task:
     raise TaskError(f"task {spec!r} is unknown.{hint} Use {FORMS}.")
 
 
+class File(NamedTuple):
+    """The file, or the folder, that a task or a reward lies in."""
+
+    path: Path
+    rest: str
+    """What the name says behind the file: the class or the function with its weight, the settings."""
+
+
+def file_of(spec: str) -> File | None:
+    """Return the file that the task or the reward `spec` lies in, there or not. None where it is in none."""
+    head, _, rest = ("", "", "") if spec.endswith(".py") else spec.rpartition(":")
+    if (head or spec).endswith(".py"):
+        return File(path_of(head or spec), rest)
+    name, _, rest = spec.partition(":")
+    path = path_of(name)
+    # A folder of datasets is known by what is in it: one that is gone, by its whole path.
+    return File(path, rest) if is_questions(name) or path.is_absolute() else None
+
+
 def source_hash(spec: str) -> str:
-    """Return the SHA-256 of the file whose code the task `spec` is, and "" where it is no file's."""
-    path = path_of(spec if spec.endswith(".py") else spec.rpartition(":")[0])
-    return sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and _is_file(path) else ""
+    """Return the SHA-256 of the file, of code or of questions, that the task or the reward `spec` lies in, ""
+    where it lies in none. Of a folder that datasets saved it is "" too.
+    """
+    file = file_of(spec)
+    if file is None or not _is_file(file.path):
+        return ""
+    with file.path.open("rb") as content:
+        return file_digest(content, "sha256").hexdigest()
 
 
 def _arithmetic(text: str) -> Task:
