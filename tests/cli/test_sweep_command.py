@@ -144,6 +144,39 @@ def test_an_environment_is_made_once_and_without_processes(
     assert not list(fake.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("--task empty.jsonl --seed 0 1", "empty.jsonl holds no question"),
+        ("--task arithmetic mine.py:Mine --seed 0 1", "there is no file"),
+        ("first_light --reward nowhere.py:fn --lr 1e-5 2e-5", "nowhere.py:fn: there is no file"),
+        ("first_light --curriculum arithmetik --lr 1e-5 2e-5", "task 'arithmetik' is unknown"),
+        ("--task arithmetic --model gpt-8 gpt-9", "The model 'gpt-8' is unknown"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_task_or_a_model_that_is_none_is_refused_before_anything_runs(
+    dry: list[str], text: str, wanted: str, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fake / "empty.jsonl").write_text("")
+    assert main([*words(text), *dry]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and wanted in said.err
+    assert [path.name for path in fake.iterdir()] == ["empty.jsonl"]
+
+
+def test_a_task_is_loaded_once_and_asked_nothing(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (fake / "mine.py").write_text(
+        "print('loaded')\n"
+        "class Mine:\n"
+        "    def question(self, seed): raise AssertionError\n"
+        "    def score(self, question, completion): raise AssertionError\n"
+    )
+    assert main(words("--task mine.py:Mine --seed 0..4 --lr 1e-5 2e-5 --dry-run")) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said.count("loaded") == 1 and len(said) == 11
+
+
 def test_a_running_sweep_keeps_its_plan(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words("ppo --seed 0 1 --out s")) == 0
     before = (fake / "s/sweep.json").read_bytes()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,16 +45,23 @@ def test_a_dry_run_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]
 
 
 def test_files_are_named_from_the_root(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
+    letters_task: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A config with relative paths could not be resumed from another folder.
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny").mkdir()
-    tasks = ["my_task.py:Mine", "--curriculum", "sub/other.py", "arithmetic:digits=1"]
+    shutil.copytree(tiny_model, tmp_path / "tiny")
+    (tmp_path / "sub").mkdir()
+    for place in ("my_task.py", "sub/other.py"):
+        shutil.copy(letters_task.rpartition(":")[0], tmp_path / place)
+    tasks = ["my_task.py:Letters", "--curriculum", "sub/other.py:Letters", "arithmetic:digits=1"]
     assert main(["train", "--model", "tiny", "--task", *tasks, "--dry-run"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["task"] == f"{tmp_path}/my_task.py:Mine"
-    assert printed["curriculum"] == [f"{tmp_path}/sub/other.py", "arithmetic:digits=1"]
+    assert printed["task"] == f"{tmp_path}/my_task.py:Letters"
+    assert printed["curriculum"] == [f"{tmp_path}/sub/other.py:Letters", "arithmetic:digits=1"]
     assert printed["model"] == f"{tmp_path}/tiny"
 
 

@@ -1,11 +1,10 @@
 """`gradhat sweep`: a grid of runs over the cores, that goes on where it stopped."""
 
-import io
 import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing, redirect_stdout
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +38,8 @@ class Flags:
     jobs: int | None = None
     """Runs at once, one thread each. None takes the number of cores."""
     dry_run: bool = False
-    """Print the command of every run and stop."""
+    """Print the command of every run and stop. Tasks are loaded and environments made, nothing is asked of
+    them."""
 
 
 def main(argv: list[str]) -> int:
@@ -82,7 +82,7 @@ def planned(words: list[str], out: Path | None) -> "Plan":
     """Return the runs of the grid.
 
     gradhat train itself reads each command: a wrong one fails here, as does an environment that cannot be
-    made.
+    made, a task that cannot be loaded, and a model that is none.
     """
     from gradhat.training.sweeps import grid
     from gradhat.training.sweeps import plan as planning
@@ -93,6 +93,7 @@ def planned(words: list[str], out: Path | None) -> "Plan":
     points = [grid.Point(command, resolved(command)) for command in commands]
     grid.check_once(flags, points)
     check_worlds(points)
+    check_tasks(points)
     keys = grid.swept(flags, points)
     return planning.plan(out or Path("sweeps") / place(subject, points[0].config, keys), points, keys)
 
@@ -108,10 +109,8 @@ def resolved(words: Sequence[str]) -> dict[str, Any]:
     """Return the config that a command of gradhat train resolves to. ConfigError where it is a wrong one."""
     from gradhat.cli import train
 
-    printed = io.StringIO()
-    with redirect_stdout(printed):
-        train.main([*words, "--dry-run"])
-    return json.loads(printed.getvalue())
+    _, kind, launch = train.launched(list(words))
+    return kind.to_json(launch.config)
 
 
 def check_worlds(points: "Sequence[Point]") -> None:
@@ -135,6 +134,26 @@ def check_worlds(points: "Sequence[Point]") -> None:
             config = replace(config, vectorization="sync")
         with closing(worlds.make(config, 1)) as world:
             check_actions(config, world)
+
+
+def check_tasks(points: "Sequence[Point]") -> None:
+    """Load the task of every text run once, with its rewards and levels, and look where its model is.
+
+    TaskError and ModelError as in a run. No question is asked.
+    """
+    texts = [point.config for point in points if "learning" not in point.config]
+    if not texts:
+        return
+    from gradhat.policies.language.weights import at_hand
+    from gradhat.training.text.config import from_json
+    from gradhat.training.text.trial import levels
+
+    names = ("task", "reward", "curriculum", "model")
+    asked = {json.dumps([values[name] for name in names]): values for values in texts}
+    for values in asked.values():
+        config = from_json(values, "the sweep")
+        levels(config)
+        at_hand(config.model)
 
 
 def place(subject: Sequence[str], config: Mapping[str, Any], keys: Sequence[str]) -> str:

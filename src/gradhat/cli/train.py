@@ -1,9 +1,10 @@
 """`gradhat train`: from a recipe, an algorithm, or flags alone; or on from where a run stopped."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -39,11 +40,13 @@ class Launch(Generic[C]):
     out: Path | None = None
     """The run folder to make. None makes runs/NAME-DATE-TIME."""
     resume: Path | None = None
-    """The folder of a run to go on with, to the bit."""
+    """The folder of a run to go on with, to the bit. Settings that change no result may be given anew, and
+    files that have moved."""
     restart: bool = False
     """With --resume: begin again with the first step. What is there is moved to RUN/aside."""
     dry_run: bool = False
-    """Print the resolved config as JSON and stop."""
+    """Try task, model and environment, print the resolved config as JSON, and stop. Trains and writes
+    nothing."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,32 @@ class Kind(Generic[C]):
     ready: Callable[[Any], C]
     """A launch → its config, checked and independent of the present folder."""
     to_json: Callable[[C], dict[str, Any]]
-    differences: Callable[[C, C], list[str]]
+    hindrances: Callable[[C, C], list[str]]
+    """The config to go on with, the config that a run began with → the settings that forbid it."""
     longer: str
     """The setting that may be larger where a run goes on."""
-    prepare: Callable[[C], "Session"]
+    rehearse: Callable[[C, Path | None], str]
+    """The config, the run that it goes on with → what was found, without training and without writing."""
+    prepare: Callable[[C, Path | None], "Session"]
 
 
 def main(argv: list[str]) -> int:
     """Train, and return the exit code: 0 when finished, 128 + N when signal N stopped it."""
+    name, kind, launch = launched(argv)
+    if launch.resume is not None:
+        _check_resume(kind, launch, launch.resume)
+    elif launch.restart:
+        raise ConfigError("--restart without --resume: found no run to begin again. Add --resume RUN.")
+    elif launch.out is not None:
+        refuse_taken(launch.out)
+    return _rehearse(kind, launch) if launch.dry_run else _run(kind, launch, name)
+
+
+def launched(argv: list[str]) -> tuple[str, Kind[Any], Launch[Any]]:
+    """Return what a command trains: its name, its kind, and its flags, the config among them checked.
+
+    ConfigError where the command is a wrong one. Tasks, models and environments are not looked at.
+    """
     name, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     resumed = _value_of("--resume", flags)
     kind, config = _resumed(Path(resumed).expanduser()) if resumed and name is None else _named(name, flags)
@@ -79,11 +100,7 @@ def main(argv: list[str]) -> int:
     for flag in ("--reward", "--template-args"):
         flags = gathered(flags, flag)
     launch = parse(kind.launch(config), flags, prog=prog, description=DESCRIPTION, kind=kind.launch)
-    launch = replace(launch, config=kind.ready(launch))
-    if launch.dry_run:
-        print(json.dumps(kind.to_json(launch.config), indent=2))
-        return 0
-    return _run(kind, launch, name or "run")
+    return name or "run", kind, replace(launch, config=kind.ready(launch))
 
 
 def _named(name: str | None, flags: list[str]) -> tuple[Kind[Any], Any]:
@@ -126,15 +143,36 @@ def _text() -> Kind[Any]:
         config = launch.config
         config = _absolute(replace(config, task=launch.columns.named(config.task)))
         text.check(config)
+        if launch.resume is not None:
+            from gradhat.training.text.moved import check_there
+
+            check_there(launch.resume, config)
         return config
 
-    def prepare(config: text.TrainConfig) -> "Session":
+    def hindrances(mine: text.TrainConfig, theirs: text.TrainConfig) -> list[str]:
+        from gradhat.training.text.moved import hindrances
+
+        return hindrances(mine, theirs)
+
+    def rehearse(config: text.TrainConfig, run: Path | None) -> str:
+        from gradhat.training.text.trial import rehearse
+
+        return rehearse(config, run)
+
+    def prepare(config: text.TrainConfig, run: Path | None) -> "Session":
         from gradhat.training.text.session import prepare
 
-        return prepare(config)
+        return prepare(config, run)
 
     return Kind(
-        TextLaunch[text.TrainConfig], text.read, ready, text.to_json, text.differences, "num_steps", prepare
+        TextLaunch[text.TrainConfig],
+        text.read,
+        ready,
+        text.to_json,
+        hindrances,
+        "num_steps",
+        rehearse,
+        prepare,
     )
 
 
@@ -145,36 +183,84 @@ def _control(learning: type) -> Kind[Any]:
         config.check(launch.config)
         return launch.config
 
+    def hindrances(mine: config.ControlConfig[Any], theirs: config.ControlConfig[Any]) -> list[str]:
+        return [name for name in config.differences(mine, theirs) if name not in config.CHANGEABLE]
+
+    def rehearse(config: Any, run: Path | None) -> str:
+        with closing(session.prepare(config)) as made:
+            return made.opening()
+
     return Kind(
         Launch[config.ControlConfig[learning]],
         algorithms.read,
         ready,
         config.to_json,
-        config.differences,
+        hindrances,
         "num_frames",
-        session.prepare,
+        rehearse,
+        lambda config, run: session.prepare(config),
     )
+
+
+def _rehearse(kind: Kind[Any], launch: Launch[Any]) -> int:
+    """Find out whether the run could begin, say on stderr what was found, and print the config."""
+    # The JSON stands alone on stdout, whatever a task prints.
+    with redirect_stdout(sys.stderr):
+        _announce(kind, launch)
+        if launch.resume is not None:
+            _say_start(kind, launch, launch.resume)
+        print(kind.rehearse(launch.config, _goes_on(launch)))
+    print(json.dumps(kind.to_json(launch.config), indent=2))
+    return 0
+
+
+def _say_start(kind: Kind[Any], launch: Launch[Any], path: Path) -> None:
+    """Say where the run at `path` would go on. RunError where it cannot."""
+    from gradhat.training.loop import start_of
+
+    run = RunFolder(path)
+    found, damage = start_of(run, restart=launch.restart)
+    same = getattr(launch.config, kind.longer) == getattr(kind.read(path), kind.longer)
+    if same and found is not None and (path / "summary.json").exists():
+        flag = f"--{kind.longer.replace('_', '-')}"
+        raise RunError(
+            f"resume {path}: it is finished. Go on with {flag} MORE, or look at it: gradhat eval {path}"
+        )
+    print("\n".join([*damage, f"run    {path}, from step {found.step if found else 0}"]))
 
 
 def _run(kind: Kind[Any], launch: Launch[Any], name: str) -> int:
     from gradhat.training.loop import train
+
+    _announce(kind, launch)
+    config = kind.to_json(launch.config)
+    if launch.resume is not None:
+        with (
+            RunFolder.open(launch.resume) as run,
+            closing(kind.prepare(launch.config, _goes_on(launch))) as session,
+        ):
+            return train(run, session, config, restart=launch.restart)
+    # The folder comes last: a task, a model or an environment that cannot be used leaves none behind.
+    with closing(kind.prepare(launch.config, None)) as session:
+        out = launch.out or reserved(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        with RunFolder.create(out, config) as run:
+            return train(run, session)
+
+
+def _announce(kind: Kind[Any], launch: Launch[Any]) -> None:
+    """Say which code a run to go on with names, before it is executed. What a flag names anew is no news."""
     from gradhat.training.trust import announce
 
     if launch.resume is not None:
-        _check_resume(kind, launch, launch.resume)
-        for line in announce(launch.resume, kind.to_json(launch.config)):
+        there = RunFolder(launch.resume).config()
+        named = {key: value for key, value in kind.to_json(launch.config).items() if there.get(key) == value}
+        for line in announce(launch.resume, named):
             print(line, flush=True)
-        with RunFolder.open(launch.resume) as run, closing(kind.prepare(launch.config)) as session:
-            return train(run, session, kind.to_json(launch.config), restart=launch.restart)
-    if launch.restart:
-        raise ConfigError("--restart without --resume: found no run to begin again. Add --resume RUN.")
-    if launch.out is not None:
-        refuse_taken(launch.out)
-    # The folder comes last: a task, a model or an environment that cannot be used leaves none behind.
-    with closing(kind.prepare(launch.config)) as session:
-        out = launch.out or reserved(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        with RunFolder.create(out, kind.to_json(launch.config)) as run:
-            return train(run, session)
+
+
+def _goes_on(launch: Launch[Any]) -> Path | None:
+    """Return the run whose checkpoint a launch begins with, where it does."""
+    return None if launch.restart else launch.resume
 
 
 def _check_resume(kind: Kind[Any], launch: Launch[Any], path: Path) -> None:
@@ -192,7 +278,7 @@ def _check_resume(kind: Kind[Any], launch: Launch[Any], path: Path) -> None:
     here, there = launch.config, kind.read(path)
     # More of the same is the one change that leaves what was done as it was.
     longer = max(getattr(here, kind.longer), getattr(there, kind.longer))
-    changed = kind.differences(here, replace(there, **{kind.longer: longer}))
+    changed = kind.hindrances(here, replace(there, **{kind.longer: longer}))
     if changed:
         found = ", ".join(
             f"{name} is {_find(name, theirs)!r} there and {_find(name, mine)!r} here" for name in changed

@@ -5,7 +5,7 @@ drawn, so a run that goes on from a checkpoint repeats what it would have done, 
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -38,10 +38,16 @@ class Session(Protocol):
     """Steps done."""
     longer: str
     """The flag that makes a finished run go on."""
+    rounding: tuple[str, ...]
+    """Settings that change results by rounding alone."""
 
     @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
+        ...
+
+    def sources(self) -> dict[str, str]:
+        """Return by name versions and hashes of what the config names and does not hold."""
         ...
 
     def opening(self) -> str:
@@ -109,6 +115,7 @@ def train(
     Whatever else ends the run, the last whole step is saved first.
     """
     damage, earlier = _resume(run, session, restart), _earlier(run)
+    rounded = [] if config is None else _differing(session.rounding, run.config(), config)
     if config is not None:
         run.write_json("config.json", config)
     aside = run.rewind(session.step if session.step else -1)
@@ -118,8 +125,9 @@ def train(
     def notify() -> None:
         log.say("finishing this step, then saving; Ctrl-C stops at once")
 
+    noted = _note_machine(run, session, earlier, rounded)
     with Interrupt(notify) as interrupt, log:
-        for line in [*damage, *_note_machine(run, earlier)]:
+        for line in [*damage, *noted]:
             log.warn(line)
         log.say(f"run    {run.path}{f', from step {session.step}' if session.step else ''}")
         if aside is not None:
@@ -147,18 +155,25 @@ def train(
         return SIGNAL_EXIT + interrupt.asked
 
 
-def _resume(run: RunFolder, session: Session, restart: bool) -> list[str]:
-    """Put the newest whole checkpoint into `session`. Returns a line about each damaged one after it."""
+def start_of(run: RunFolder, *, restart: bool) -> tuple[Checkpoint | None, list[str]]:
+    """Return the checkpoint that a run goes on from, None for its first step, and a line about each damaged
+    one after it. RunError where it cannot go on."""
     run.read_metrics()  # RunError where they hold anything but numbers.
     found, damage = (None, []) if restart else checkpoint.newest(run.checkpoints, to_train=True)
-    if found is not None:
-        session.resume(found)
-    elif run.begun() and not restart:
+    if found is None and run.begun() and not restart:
         reason = " ".join(damage) or "found none."
         raise RunError(
             f"resume {run.path} from its newest whole checkpoint: {reason} Begin again with the first step: "
             f"gradhat train --resume {run.path} --restart moves what is there to {run.path / ASIDE}."
         )
+    return found, damage
+
+
+def _resume(run: RunFolder, session: Session, restart: bool) -> list[str]:
+    """Put the newest whole checkpoint into `session`. Returns a line about each damaged one after it."""
+    found, damage = start_of(run, restart=restart)
+    if found is not None:
+        session.resume(found)
     if session.step >= session.num_steps and (run.path / "summary.json").exists():
         raise RunError(
             f"resume {run.path}: all its {session.num_steps} steps are done. "
@@ -274,13 +289,34 @@ def _earlier(run: RunFolder) -> list[dict[str, Any]]:
     return [*earlier, before]
 
 
-def _note_machine(run: RunFolder, earlier: list[dict[str, Any]]) -> list[str]:
-    """Write env.json, with those of earlier starts in it; return a warning when bits may differ now."""
-    now = machine.describe()
+def _differing(names: Iterable[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [name for name in names if name in before and before[name] != now[name]]
+
+
+def _note_machine(
+    run: RunFolder, session: Session, earlier: list[dict[str, Any]], rounded: list[str]
+) -> list[str]:
+    """Write env.json, with those of earlier starts in it. Returns a warning where bits may differ now, and
+    one where the run goes on with something else than it began with."""
+    now = {**machine.describe(), "sources": session.sources()}
     run.write_json("env.json", {**now, "earlier": earlier} if earlier else now)
-    changed = machine.changes(earlier[-1], now) if earlier else []
-    return (
-        [f"{', '.join(changed)} changed since the run stopped: it goes on, but not to the bit"]
-        if changed
-        else []
-    )
+    if not earlier or not session.step:
+        return []
+    said: list[str] = []
+    if changed := [*rounded, *machine.changes(earlier[-1], now)]:
+        said.append(f"{', '.join(changed)} changed since the run stopped: it goes on, but not to the bit")
+    if others := machine.differing(_known(earlier), now["sources"]):
+        said.append(
+            f"{', '.join(others)} changed since the run stopped: it goes on with what is there now, and what "
+            "follows may not compare with what was before"
+        )
+    return said
+
+
+def _known(earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the last that earlier starts knew of each source: one may have been out of reach of the last."""
+    known: dict[str, Any] = {}
+    for start in earlier:
+        found = start.get("sources")
+        known |= found if isinstance(found, dict) else {}
+    return known

@@ -1,7 +1,7 @@
 """The run folder: the contract between training, evaluation, the viewer and other tools.
 
 config.json                      the resolved config; `gradhat train --resume` starts from it
-env.json                         versions, commit, processor, threads: what the numbers were made with
+env.json                         what the numbers were made with: versions, processor, threads, hashes
 metrics.jsonl                    one object a line, flushed after each step
 rollouts/step_000012.parquet     every sampled trajectory of step 12 of a text run, token by token
 evals/step_000010.parquet        every completion of a held-out question before, during and after a text run

@@ -17,7 +17,7 @@ from gradhat.algorithms import a2c, ddpg, dqn, ppo, reinforce, sac, tabular_cont
 from gradhat.rollouts.normalize import RewardScale
 from gradhat.training.control import hogwild, settings, worlds
 from gradhat.training.control.algorithms import ALGORITHMS
-from gradhat.training.control.config import ControlConfig, to_json
+from gradhat.training.control.config import CHANGEABLE, ControlConfig, to_json
 from gradhat.training.control.hogwild import A3C
 from gradhat.training.control.off_policy import Memory
 from gradhat.training.control.on_policy import Network, OnPolicyAgent
@@ -206,8 +206,6 @@ LEARNED = ("env", "env_args", "num_envs", "num_frames", "seed")
 """What all algorithms share and what changes what is learned."""
 MEASURED = ("log_every", "eval_policy", "eval_every", "eval_episodes", "eval_envs", "eval_max_steps")
 """What changes the lines of a run, and nothing that is learned."""
-NOWHERE = ("checkpoint_every", "keep_checkpoints", "num_threads")
-"""What changes no number of a run."""
 ONE_OF_A_KIND = ("a2c", "a3c", "dqn", "q_learning")
 """One algorithm of every kind of agent: what the trainer does with the rest is the same."""
 EVERY_ALGORITHM = [
@@ -217,7 +215,7 @@ EVERY_ALGORITHM = [
 
 def test_every_shared_setting_has_its_place() -> None:
     shared = {field.name for field in fields(ControlConfig)} - {"learning"}
-    assert shared == {*LEARNED, *MEASURED, *NOWHERE, "vectorization"}
+    assert shared == {*LEARNED, *MEASURED, *CHANGEABLE, "vectorization"}
 
 
 @pytest.mark.parametrize(("name", "path"), OF_LEARNING, ids=words)
@@ -262,7 +260,7 @@ def test_without_a_measurement_the_rest_of_the_run_is_the_same(name: str) -> Non
     assert same(mine[1], theirs[1])
 
 
-@pytest.mark.parametrize("setting", NOWHERE)
+@pytest.mark.parametrize("setting", CHANGEABLE)
 @pytest.mark.parametrize("name", EVERY_ALGORITHM)
 def test_a_setting_of_the_machine_changes_no_number(
     name: str, setting: str, monkeypatch: pytest.MonkeyPatch

@@ -24,8 +24,7 @@ def lines(run: Path) -> list[dict[str, float]]:
 
 
 def test_an_algorithm_needs_no_flags(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["ppo"], ["sac"], ["first_light"]):
-        assert main(["train", *words, "--dry-run"]) == 0
+    assert main(["train", "ppo", "--dry-run"]) == 0
     assert '"env": "CartPole-v1"' in capsys.readouterr().out
 
 

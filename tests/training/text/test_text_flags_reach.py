@@ -20,7 +20,7 @@ from gradhat.policies.language.policy import LanguagePolicy
 from gradhat.training.loop import train
 from gradhat.training.optim import MasterAdamW
 from gradhat.training.run_folder import RunFolder
-from gradhat.training.text.config import TrainConfig, check, to_json
+from gradhat.training.text.config import CHANGEABLE, ROUNDING, TrainConfig, check, to_json
 from gradhat.training.text.session import prepare
 
 TASKS = Path(__file__).parents[2] / "golden" / "spelling.py"
@@ -108,7 +108,7 @@ NOWHERE: dict[str, Case] = {
     "max_unjudged": Case(1),
     "num_threads": Case(2),
 }
-"""What changes no number of a run but by rounding. That each is honoured all the same is tested below."""
+"""Another value of each of `CHANGEABLE`. That each is honoured all the same is tested below."""
 
 
 class Run(NamedTuple):
@@ -173,6 +173,7 @@ def same(one: Run, other: Run) -> bool:
 def test_every_setting_has_its_place() -> None:
     listed = [*LEARNED, *MEASURED, *NOWHERE]
     assert sorted(listed) == sorted(field.name for field in fields(TrainConfig))
+    assert sorted(NOWHERE) == sorted(CHANGEABLE) and set(ROUNDING) < set(CHANGEABLE)
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -192,7 +193,7 @@ def test_a_setting_of_measurements_changes_the_lines_and_not_what_is_learned(run
 )
 def test_a_setting_changes_no_number_but_by_rounding(run: Runs, name: str) -> None:
     mine, theirs = pair(run, name, NOWHERE[name])
-    exactly = name not in ("token_budget", "num_slots", "num_threads")
+    exactly = name not in (*ROUNDING, "num_threads")
     assert same(mine, theirs) or not exactly
     for one, other in zip(mine.lines, theirs.lines, strict=True):
         assert one.keys() == other.keys()

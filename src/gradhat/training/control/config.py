@@ -15,6 +15,9 @@ from gradhat.training.filled import filled
 
 D = TypeVar("D")
 
+CHANGEABLE = ("checkpoint_every", "keep_checkpoints", "num_threads")
+"""Settings that change no number of a run, num_threads but by rounding: it may go on with others."""
+
 
 class Learning(Protocol):
     """The settings of an algorithm: a dataclass, whose class carries the name of the algorithm."""

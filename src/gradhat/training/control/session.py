@@ -38,6 +38,7 @@ class Session:
     """See `training.loop.Session`."""
 
     longer = "--num-frames"
+    rounding = ()
 
     def __init__(
         self, config: ControlConfig[Any], world: World, agent: Agent, judge: World | None = None
@@ -69,6 +70,10 @@ class Session:
 
     def _num_lines(self) -> int:
         return math.ceil(self.config.num_frames / self.config.log_every)
+
+    def sources(self) -> dict[str, str]:
+        """Return which package the environment is of, or a hash of the module that it is in."""
+        return worlds.sources(self.config)
 
     def opening(self) -> str:
         """Return what is learned, and how."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from gradhat.envs import gym
 from gradhat.envs.gym import World
+from gradhat.envs.gym_registry import sources_of
 from gradhat.envs.gym_vector import GymSpec
 from gradhat.envs.tabular import TabularVectorEnv
 from gradhat.envs.toy_text import tables, time_limit
@@ -28,6 +29,11 @@ def make(config: ControlConfig[Any], num_envs: int) -> World:
             kwargs=env_kwargs(config),
         )
     )
+
+
+def sources(config: ControlConfig[Any]) -> dict[str, str]:
+    """Return versions and hashes of what the environment is made of beside gradhat and Gymnasium."""
+    return {} if config.env.startswith(ZOO_PREFIX) else sources_of(config.env)
 
 
 def exact(config: ControlConfig[Any], gamma: float) -> TabularMDP:

@@ -16,6 +16,14 @@ MOST_THREADS = 1024
 """More end the process where the system cannot start them."""
 REINFORCE = "reinforce"
 """The algorithm that is a page of its own, with a moving average; the others are rows of the group family."""
+ROUNDING = ("token_budget", "num_slots")
+"""Settings that change results by rounding alone. Of num_threads the threads themselves tell: machine.py."""
+CHANGEABLE = (
+    *ROUNDING,
+    *("num_threads", "checkpoint_every", "keep_checkpoints", "full_checkpoints"),
+    *("max_skipped_steps", "max_unjudged"),
+)
+"""Settings that change no number of a run but by rounding: it may go on with others."""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,23 @@
 """From a name on the command line to a network in memory: what training, eval and chat have in common."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
-from gradhat.errors import RunError
+from gradhat.errors import ModelError, RunError
 from gradhat.policies.language import weights
 from gradhat.policies.language.alias import ALIASES
 from gradhat.policies.language.weights import HUB, home
 from gradhat.training import checkpoint
 from gradhat.training.run_folder import is_run
-from gradhat.training.text.config import read, to_json
+from gradhat.training.text.config import TrainConfig, read, to_json
 from gradhat.training.text.evaluate import Scale
 from gradhat.training.trust import allow
 
+F = TypeVar("F")
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
@@ -40,6 +42,29 @@ def find(place: str) -> Path:
             "Give a run that trains one, or a model folder."
         )
     return found.path
+
+
+def folder_of(config: TrainConfig, run: Path | None, find: Callable[[str], F]) -> tuple[F | Path, bool]:
+    """Return what `find` makes of the config's model, and False.
+
+    A `run` to go on with may do without a model that cannot be had any more: its newest whole checkpoint has
+    weights, config and tokenizer. That is returned then, and True. ModelError where there is none, and where
+    the model is the reference of a KL term.
+    """
+    try:
+        return find(config.model), False
+    except ModelError as error:
+        if run is None:
+            raise
+        found, _ = checkpoint.newest(run / "checkpoints")
+        if found is None or config.kl_coef > 0:
+            why = f"with kl_coef={config.kl_coef}" if found else "without a whole checkpoint"
+            raise ModelError(
+                f"resume {run}: {why} it needs the model that it started from. {error} If that has moved, "
+                f"name its new place: gradhat train --resume {run} --model FOLDER"
+            ) from error
+        print(f"model  {config.model} cannot be had any more: {found.path} has what it takes to go on")
+        return found.path, True
 
 
 def setting_of(place: str, name: str, verb: str, *, trusted: bool) -> Any:

@@ -5,15 +5,13 @@ It knows no algorithm, only a `Learner` (learner.py).
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gradhat.algorithms.learner import Learner
-from gradhat.envs.text.load import load_task
-from gradhat.envs.text.rewards import load_rewards
-from gradhat.envs.text.task import Checked, Question, Task, check, held_out_set
-from gradhat.errors import RunError, TaskError
+from gradhat.envs.text.load import source_hash
+from gradhat.envs.text.task import Question, Task, fingerprint
+from gradhat.errors import RunError
 from gradhat.policies.language import weights
 from gradhat.policies.language.chat import Chat
 from gradhat.rollouts.engine import Engine, Limits
@@ -28,13 +26,14 @@ from gradhat.training.optim import MasterAdamW
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.seed import derive
 from gradhat.training.text import metrics, model_checkpoint
-from gradhat.training.text.config import TrainConfig
-from gradhat.training.text.evaluate import Measurement, Scale, fitting, measure
+from gradhat.training.text.config import ROUNDING, TrainConfig
+from gradhat.training.text.evaluate import Measurement, Scale, measure
 from gradhat.training.text.learner import make_learner
-from gradhat.training.text.model import compute_dtype, find, set_threads
+from gradhat.training.text.model import compute_dtype, find, folder_of, set_threads
 from gradhat.training.text.progress import judged, progress_line
 from gradhat.training.text.rollouts import Phase, write_evals, write_rollouts
 from gradhat.training.text.source import Source
+from gradhat.training.text.trial import Tried, described, tried
 from gradhat.trajectories import Trajectories
 from gradhat.verdicts import Failures
 
@@ -45,14 +44,10 @@ class Session:
 
     config: TrainConfig
     model: Path
-    """The model folder the run started from, whose tokenizer goes into every checkpoint."""
-    task: Task
-    checked: Checked
-    """What its own answers and the empty completion score."""
-    held_out: list[Question]
-    """Every held-out question that fits into the context, up to `final_questions`."""
-    num_left_out: int
-    """Held-out questions that do not fit."""
+    """The model folder the run started from, whose tokenizer goes into the first checkpoint. Where that is
+    gone, a checkpoint of the run."""
+    tried: Tried
+    """The task, and the held-out questions that fit into the context."""
     chat: Chat
     engine: Engine
     optimizer: MasterAdamW
@@ -70,7 +65,9 @@ class Session:
     """Tokens of prompts and completions so far."""
     scale: Scale = field(default_factory=Scale)
     """Of the rewards so far, in training and in measurements."""
+    model_is_gone: bool = False
     longer: str = "--num-steps"
+    rounding: tuple[str, ...] = ROUNDING
     whole: int = 0
     """The last step after which weights and counts were those of the end of a step."""
     began: tuple[dict[str, Any], int] = ({}, 0)
@@ -112,21 +109,35 @@ class Session:
         self.scale = Scale(**cursor["scale"])
 
     @property
+    def task(self) -> Task:
+        """What is learned and measured."""
+        return self.tried.levels[-1]
+
+    @property
+    def held_out(self) -> list[Question]:
+        """The questions that are measured on."""
+        return self.tried.held_out
+
+    @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
         return self.config.num_steps
 
+    def sources(self) -> dict[str, str]:
+        """Return hashes of the files of task, rewards and levels, of the held-out questions, of the model."""
+        config = self.config
+        files = {"task file": config.task}
+        files |= {f"file of reward {i}": spec for i, spec in enumerate(config.reward, 1)}
+        files |= {f"file of level {i}": spec for i, spec in enumerate(config.curriculum, 1)}
+        found = {name: source_hash(spec) for name, spec in files.items()}
+        found |= {"held-out questions": fingerprint(self.held_out)}
+        if not self.model_is_gone:
+            found |= {"model": weights.fingerprint(self.model)}
+        return {name: mark for name, mark in found.items() if mark}
+
     def opening(self) -> str:
         """Return what is learned, and with what."""
-        network, config = self.engine.model, self.config
-        size = sum(p.numel() for p in network.parameters())
-        dtype = str(network.embed.weight.dtype).removeprefix("torch.")
-        return (
-            f"model  {config.model}: {size / 1e6:.0f}M parameters in {dtype}\n"
-            f"task   {config.task}: {len(self.held_out)} questions held out"
-            + (f", {self.num_left_out} more left out: too long for the context" if self.num_left_out else "")
-            + f"\ncheck  {self.checked}"
-        )
+        return f"{described(self.config, self.engine.model)}\n{self.tried.lines(self.config)}"
 
     def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> str:
         """Return the line of progress."""
@@ -186,7 +197,8 @@ class Session:
             self.optimizer.state(),
             self.cursor(),
             config=self.engine.model.config,
-            source=self.model,
+            # The model's folder may be a checkpoint of another run, which does not keep it.
+            source=next(iter(checkpoint.steps(run.checkpoints)), self.model),
             stop_ids=self.chat.stop_ids,
             keep=self.config.keep_checkpoints,
             full=self.config.full_checkpoints,
@@ -231,29 +243,17 @@ class Session:
         """Nothing is held beyond memory."""
 
 
-def prepare(config: TrainConfig) -> Session:
-    """Load the task and the model of `config` and put the parts together. Writes nothing."""
+def prepare(config: TrainConfig, run: Path | None = None) -> Session:
+    """Load the task and the model of `config` and put the parts together. Writes nothing.
+
+    Where the model cannot be had any more, a `run` to go on with may do without: see `model.folder_of`.
+    """
     set_threads(config.num_threads)
     keep_freed_memory()
-    levels = [load_rewards(load_task(spec), config.reward) for spec in (*config.curriculum, config.task)]
-    say = partial(print, flush=True)
-    checked = [check(task, say=say) for task in levels][-1]
-    held_out = held_out_set(levels[-1], config.final_questions, derive(config.seed, "held_out"), say)
-    if not held_out:
-        raise TaskError(
-            f"{config.task}: held-out questions were asked for; found none among those it draws. "
-            f"Give the task more distinct questions: a fifth of them is held out."
-        )
-    model = find(config.model)
+    found = tried(config)
+    model, is_gone = folder_of(config, run, find)
     chat = Chat.read(model, config.template_args)
     network = weights.load(model, compute_dtype(config.dtype))
-    fit = fitting(
-        held_out,
-        chat,
-        system=config.system,
-        max_new_tokens=config.max_new_tokens,
-        context=network.config.max_positions,
-    )
     optimizer = MasterAdamW(
         network,
         lr=config.lr,
@@ -264,16 +264,16 @@ def prepare(config: TrainConfig) -> Session:
     return Session(
         config=config,
         model=model,
-        task=levels[-1],
-        checked=checked,
-        held_out=fit,
-        num_left_out=len(held_out) - len(fit),
+        model_is_gone=is_gone,
+        tried=found.fitting(config, chat, network),
         chat=chat,
         engine=Engine(network, chat, num_slots=config.num_slots),
         optimizer=optimizer,
         learner=make_learner(config, network, optimizer, model),
         failures=Failures(config.max_unjudged),
-        source=Source(levels, system=config.system, threshold=config.curriculum_threshold, seed=config.seed),
+        source=Source(
+            found.levels, system=config.system, threshold=config.curriculum_threshold, seed=config.seed
+        ),
     )
 
 
