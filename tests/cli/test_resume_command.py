@@ -197,6 +197,7 @@ def test_a_model_that_is_gone_is_not_needed_again(place: Path, run: Any, resumed
     # To begin again it takes the model itself.
     code, said = resumed(path, "--restart", "--num-steps", "6")
     assert code == 1 and "ModelError" in said
+    assert lines(path)[-1]["step"] == 5
 
 
 def test_a_reference_that_is_gone_is_asked_for(place: Path, run: Any, resumed: Resume) -> None:
@@ -221,10 +222,11 @@ def test_a_model_is_compared_with_the_last_that_was_there(place: Path, run: Any,
     folder = moved(place, "model")
     assert resumed(path, "--num-steps", "3")[0] == 0
     assert "model" not in RunFolder(path).read_json("env.json")["sources"]
+    other = Path(shutil.copytree(path, place / "other"))
     code, said = resumed(path, "--num-steps", "4", "--model", str(folder))
     assert code == 0 and OTHER not in said
     (folder / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text() + "\n")
-    code, said = resumed(path, "--num-steps", "5")
+    code, said = resumed(other, "--num-steps", "4", "--model", str(folder))
     assert code == 0 and "warning: model (" in said
 
 
