@@ -443,7 +443,11 @@ fast as it can without keeping noise; over a few steps 1.5 is enough."""
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("luck", "token", "four_rooms") else ()) for name in SIZES]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("luck", "token", "four_rooms") else ())
+        for name in SIZES
+    ],
 )
 def test_q_learning_reaches_the_optimum_on_the_zoo(name: str) -> None:
     given, num_lanes, num_steps, num_chunks = SIZES[name]

@@ -286,7 +286,9 @@ def test_the_panels_draw_the_tables(report: Report) -> None:
     assert ticks == [[str(k), f"{kl[k]:.2g}"] for k in range(0, 10, 2)]
 
 
-@pytest.mark.parametrize(("name", "lr"), [pytest.param("prompts", 4.0, marks=pytest.mark.slow), ("random", 0.3)])
+@pytest.mark.parametrize(
+    ("name", "lr"), [pytest.param("prompts", 4.0, marks=pytest.mark.slow), ("random", 0.3)]
+)
 def test_no_label_covers_another_or_is_cut_off(name: str, lr: float) -> None:
     there = world(ZOO[name](), seed=0, spread=0.5)
     check_labels(staleness({name: there}, lr=lr).figures[f"staleness_{name}"])
