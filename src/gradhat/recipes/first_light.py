@@ -6,13 +6,13 @@ from gradhat.training.text.config import TrainConfig
 def first_light() -> TrainConfig:
     """One-digit sums, differences and products: a first learning curve in a few minutes on a laptop.
 
-    300 distinct questions; 81 of them, all those of 14 pairs of operands, are held out. The untrained model
-    answers about one in eight.
+    255 distinct questions; 68 of them, all those of 14 pairs of operands, are held out. The untrained model
+    answers about one in five. No answer is below 0: those this model learns by heart, one by one.
     """
     return TrainConfig(
-        task="arithmetic:operations=+-*,digits=1",
-        num_steps=90,
+        task="arithmetic:operations=+-*,digits=1,negative=false",
+        num_steps=30,
         max_new_tokens=16,
         lr=3e-5,
-        checkpoint_every=20,
+        checkpoint_every=10,
     )

@@ -30,9 +30,22 @@ def test_every_question_of_the_smallest_task_occurs() -> None:
     assert texts == {f"What is {a} {sign} {b}?" for a in range(10) for b in range(10) for sign in "+-*"}
 
 
+def test_without_negative_answers_the_larger_operand_comes_first() -> None:
+    task = Arithmetic(negative=False)
+    drawn = [task.question(seed) for seed in range(6000)]
+    texts = {question.text for question in drawn}
+    differences = {f"What is {a} - {b}?" for a in range(10) for b in range(a + 1)}
+    others = {f"What is {a} {sign} {b}?" for a in range(10) for b in range(10) for sign in "+*"}
+    assert texts == differences | others and task.num_questions == len(texts) == 255
+    found = {question.text: question for question in drawn}
+    assert (found["What is 7 - 2?"].answer, found["What is 7 - 2?"].key) == ("5", "2 7")
+    assert found["What is 2 * 7?"].answer == "14"
+
+
 @pytest.mark.parametrize(
     ("settings", "num_questions"),
     [
+        ({"operations": "+", "negative": False}, 100),
         ({"operations": "+-"}, 200),
         ({"operations": "++-"}, 200),
         ({"operations": "+", "digits": 2}, 10_000),
@@ -91,6 +104,7 @@ def test_it_checks_itself_and_scores_the_last_number() -> None:
         {"digits": 0},
         {"digits": 1, "min_digits": 2},
         {"template": "What is it?"},
+        {"num_terms": 3, "negative": False},
     ],
 )
 def test_a_wrong_setting_is_named(settings: dict[str, Any]) -> None:

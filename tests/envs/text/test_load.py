@@ -51,6 +51,8 @@ def test_arithmetic_takes_its_settings_by_name_and_type() -> None:
     assert load_task("arithmetic") == Arithmetic()
     assert load_task("arithmetic:") == Arithmetic()
     assert load_task("arithmetic:operations=+-,digits=2,num_terms=3") == Arithmetic("+-", 3, 2)
+    assert load_task("arithmetic:negative=False") == Arithmetic(negative=False)
+    assert load_task("arithmetic:negative= true") == Arithmetic()
     assert load_task("arithmetic:template={expression} =") == Arithmetic(template="{expression} =")
 
 
@@ -58,6 +60,7 @@ def test_arithmetic_takes_its_settings_by_name_and_type() -> None:
     ("spec", "message"),
     [
         ("arithmetic:digit=2", "no setting 'digit'. Known: operations, num_terms, digits"),
+        ("arithmetic:negative=0", "negative='0': use true or false"),
         ("arithmetic:digits=two", "digits='two': use int"),
         ("arithmetic:digits", "'digits' has no value. Write key=value"),
         ("arithmetic:digits=0", "1 <= min_digits <= digits"),

@@ -37,6 +37,8 @@ class Arithmetic:
     """Operands have at most this many digits."""
     min_digits: int = 1
     """Operands have at least this many digits; 0 counts as one digit."""
+    negative: bool = True
+    """Whether a difference may be below 0. Without, its larger operand comes first; two terms only."""
     template: str = "What is {expression}?"
     """The wording; `{expression}` is replaced."""
 
@@ -49,6 +51,9 @@ class Arithmetic:
         if not 1 <= self.min_digits <= self.digits <= LONGEST:
             found = f"min_digits={self.min_digits}, digits={self.digits}"
             raise TaskError(f"arithmetic: {found}: use 1 <= min_digits <= digits <= {LONGEST}.")
+        if not self.negative and self.num_terms > 2:
+            found = f"negative=false, num_terms={self.num_terms}"
+            raise TaskError(f"arithmetic: {found}: only the two terms of a difference can be put in order.")
         if "{expression}" not in self.template:
             raise TaskError(
                 f"arithmetic: template={self.template!r}: write {{expression}} where the sum goes."
@@ -57,8 +62,9 @@ class Arithmetic:
     @property
     def num_questions(self) -> int:
         """How many distinct questions there are: 300 for one digit, two terms and all three operations."""
-        signs = len(set(self.operations)) ** (self.num_terms - 1)
-        return signs * len(self._operands()) ** self.num_terms
+        signs, count = set(self.operations), len(self._operands())
+        twice = 0 if self.negative or "-" not in signs else count * (count - 1) // 2
+        return len(signs) ** (self.num_terms - 1) * count**self.num_terms - twice
 
     def question(self, seed: int) -> Question:
         """Return the question that `seed` names."""
@@ -66,6 +72,8 @@ class Arithmetic:
         operands = self._operands()
         terms = [rng.choice(operands) for _ in range(self.num_terms)]
         signs = [rng.choice(self.operations) for _ in range(self.num_terms - 1)]
+        if not self.negative and signs == ["-"]:
+            terms.sort(reverse=True)
         expression = str(terms[0]) + "".join(f" {s} {t}" for s, t in zip(signs, terms[1:], strict=True))
         text = self.template.replace("{expression}", expression)
         return Question(text, str(_value(terms, signs)), key=" ".join(map(str, sorted(terms))))

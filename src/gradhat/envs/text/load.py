@@ -16,6 +16,7 @@ from gradhat.envs.text.task import TIME_LIMIT, Task
 from gradhat.errors import TaskError
 from gradhat.importing import load_file
 
+TRUTH = {"true": True, "false": False}
 FORMS = (
     "arithmetic[:key=value,...], reasoning_gym:NAME[:key=value,...], path/to/my_task.py:MyTask "
     "or questions.jsonl[:key=value,...] (.csv, .parquet, a folder of datasets)"
@@ -83,9 +84,10 @@ def _arithmetic(text: str) -> Task:
         if key not in kinds:
             raise TaskError(f"arithmetic has no setting {key!r}. Known: {', '.join(kinds)}.")
         try:
-            values[key] = kinds[key](value)
-        except ValueError:
-            raise TaskError(f"arithmetic: {key}={value!r}: use {kinds[key].__name__}.") from None
+            values[key] = TRUTH[value.strip().lower()] if kinds[key] is bool else kinds[key](value)
+        except (ValueError, KeyError):
+            wanted = " or ".join(TRUTH) if kinds[key] is bool else kinds[key].__name__
+            raise TaskError(f"arithmetic: {key}={value!r}: use {wanted}.") from None
     return Arithmetic(**values)
 
 
