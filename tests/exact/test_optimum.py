@@ -267,6 +267,22 @@ def test_where_nothing_is_gained_the_way_out_is_kept(solver: Solver) -> None:
     assert solver(mdp).policy[:2].argmax(-1).tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_rounding_of_the_present_action_is_no_gain_of_another(solver: Solver) -> None:
+    """Stay for nothing (0), or be paid and end with some chance (1): to stay is worth the same, and v and q
+    of an action that may have to be repeated differ by an ulp. Who took that for a gain would stay for ever.
+    """
+    for tenths, pay in itertools.product(range(1, 10), (0.1, 0.3, 0.7, 1.1, -0.3)):
+        P = torch.zeros(2, 2, 2, dtype=F64)
+        P[0, 0, 0] = P[1, :, 1] = 1
+        P[0, 1] = torch.tensor([tenths / 10, 1 - tenths / 10], dtype=F64)
+        reward = torch.tensor([[0.0, pay], [0.0, 0.0]], dtype=F64)
+        ends = torch.tensor([False, True])
+        found = solver(tabular(P, reward, torch.tensor([1.0, 0]), gamma=1.0, terminal=ends))
+        assert found.policy[0].tolist() == [0, 1]
+        assert float(found.v[0]) == pytest.approx(pay / (1 - tenths / 10), rel=1e-12)
+
+
 def mixed(seed: int, num_states: int, gamma: float) -> TabularMDP:
     """All policies are equally good, and rounding says something else of every one."""
     generator = torch.Generator().manual_seed(seed)

@@ -97,6 +97,38 @@ def test_a_measurement_of_which_every_verdict_fails_is_an_error() -> None:
         tried(None)
 
 
+def test_a_verdict_that_failed_is_none_of_the_rewards_that_a_run_has_seen() -> None:
+    """It is NaN, which is neither 0 nor 1: digits and accuracy of all later lines hang on it."""
+
+    class World:
+        def encode(self, messages: Any) -> list[int]:
+            return [1]
+
+        def sample(self, prompts: Any, n: int, limits: Any) -> Any:
+            return [[Completion((7,), (-1.0,), "end", text) for text in ("", "0", "1")] for _ in prompts]
+
+    class Flaky(Task):
+        def score(self, question: Question, completion: str) -> float:
+            return float(completion)
+
+    world: Any = World()
+    scale, asked = Scale(), [Question("a", ""), Question("b", "")]
+    for _ in range(2):
+        found = measure(
+            Flaky(),
+            asked,
+            world,
+            world,
+            Limits(1),
+            system="",
+            num_samples=3,
+            scale=scale,
+            failures=Failures(2),
+        )
+    assert (scale, found.scale) == (Scale(0.0, 1.0, 8), Scale(0.0, 1.0, 8))
+    assert found.accuracy() is not None and found.num_unjudged() == 2
+
+
 def test_rewards_of_zero_and_one_are_an_accuracy() -> None:
     found = measured([[0.0, 1.0], [0.7 + 0.2 + 0.1, 1.0], [0.0, 0.0], [0.0, 0.0]]).metrics("held_out")
     share = share_interval([0.5, 1.0, 0.0, 0.0], 8)
