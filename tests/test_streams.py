@@ -51,6 +51,44 @@ def test_a_screen_goes_on_when_nobody_reads_it(unread: TextIO, capsys: pytest.Ca
     unread.flush()
 
 
+def test_a_screen_goes_on_where_it_was_closed() -> None:
+    stream = io.StringIO()
+    screen = Screen(stream)
+    stream.close()
+    screen.say("a line")
+    screen.state("another")
+
+
+def test_a_program_without_output_does_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)  # as after `gradhat recipes >&-`
+    assert cli.main(["recipes"]) == 0
+
+
+def test_output_that_somebody_closed_ends_in_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr("sys.stdout", stream)
+    stream.close()
+    assert cli.main(["recipes"]) == 141
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_typed_bytes_that_are_no_text_are_read(
+    errors: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = io.TextIOWrapper(io.BytesIO(b"\xff 1\n"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr("sys.stdin", typed)
+    assert cli.main(["play", "arithmetic"]) == 0
+    assert "1 answer: mean reward" in capsys.readouterr().out
+
+
+def test_nothing_is_typed_where_the_input_is_closed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert cli.main(["play", "arithmetic"]) == 0
+    assert capsys.readouterr().out.endswith("0 answers\n")
+
+
 def test_a_screen_goes_on_where_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.StringIO):
         def write(self, text: str) -> int:

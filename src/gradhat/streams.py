@@ -9,16 +9,26 @@ from typing import TextIO
 
 
 def forgive(stream: TextIO | None) -> None:
-    """Let `stream` write "?" where its encoding has no sign for a letter, instead of raising."""
-    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+    """Let `stream` have "?" where its encoding has no sign for a letter, or no letter for what is read."""
+    if (
+        isinstance(stream, io.TextIOWrapper)
+        and not stream.closed
+        and (stream.errors == "strict" or (stream.errors == "surrogateescape" and stream.readable()))
+    ):
         stream.reconfigure(errors="replace")
 
 
+def flush(stream: TextIO | None) -> None:
+    """Write out what is left of a stream. None is one that was closed before the program began."""
+    if stream is not None:
+        stream.flush()
+
+
 def is_closed(stream: TextIO | None) -> bool:
-    """Return whether `stream` is a pipe that nobody reads any more, as after `| head`."""
+    """Return whether `stream` is closed, or a pipe that nobody reads any more, as after `| head`."""
     number = _number(stream)
     if number is None:
-        return False
+        return stream is not None and stream.closed
     poll = select.poll()
     poll.register(number, 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -75,6 +75,38 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(["recipes"])
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            PermissionError(13, "Permission denied", "/closed"),
+            "found [Errno 13] Permission denied: '/closed'",
+        ),
+        (MemoryError("8 GiB"), "found too little memory for it (8 GiB)"),
+        (RuntimeError("can't allocate memory: you tried 9 bytes"), "found too little memory for it"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_sentence(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("gradhat.cli.recipes.main", fails)
+    assert cli.main(["recipes", "now"]) == 1
+    assert capsys.readouterr().err.startswith(f"gradhat recipes now: {said}")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a bug")])
+def test_no_other_bug_is_taken_for_that(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("gradhat.cli.recipes.main", fails)
+    with pytest.raises(type(error), match="a bug"):
+        cli.main(["recipes"])
+
+
 @pytest.mark.parametrize(("args", "code"), [((), 130), ((signal.SIGTERM,), 143), ((signal.SIGHUP,), 129)])
 def test_a_signal_has_its_own_exit_code(
     args: tuple[int, ...], code: int, monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -350,6 +351,8 @@ def test_a_part_of_an_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyP
         (GymSpec(ENV, 1, "async", {"actions": Box(0, 3, (1,), np.int64)}), "Box of real numbers"),
         (GymSpec("Odd-v0", kwargs={"space": Graph(Box(0, 1, (2,)), None)}), "no fixed size"),
         (GymSpec("Odd-v0", kwargs={"space": gymnasium.Space((2,), float)}), "no fixed size"),
+        (GymSpec("Odd-v0", kwargs={"space": Discrete(10**9)}), "makes 1,000,000,000 numbers"),
+        (GymSpec(ENV, 1, "sync", {"actions": Discrete(10**9)}), "at most 4,194,304 actions"),
         (GymSpec("phys2d/CartPole-v1"), "missing package: No module named 'jax'"),
     ],
 )
@@ -442,6 +445,33 @@ def test_a_broken_native_vector_is_named(mode: int, spoil: Any, found: str) -> N
         world.step(np.zeros(3, int))
 
 
+@pytest.mark.parametrize("own", [5, "x", None, [True, True]])
+def test_an_info_that_does_not_say_whose_turn_it_is_is_named(own: Any) -> None:
+    world = World(Wrong(telltale.native(2), lambda o, r, t, u, i: (o, r, t, u, {"own": [own, own]})), "mine")
+    world.reset(0)
+    with pytest.raises(TaskError, match=r"mine, step 1: found the info own=.* Make it True or False"):
+        world.step(np.zeros(2, int))
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit()])
+def test_an_environment_that_ends_the_program_is_named(
+    error: BaseException, opened: list[World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: Telltale, action: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(Telltale, "step", step)
+    world = make(GymSpec(ENV, 2, "sync"))
+    opened.append(world)
+    world.reset(0)
+    with pytest.raises(TaskError, match=f"environment 0, step 1 .*found {type(error).__name__}"):
+        world.step(np.zeros(2, int))
+    native = World(Wrong(telltale.native(1), lambda *answer: step(*answer[:2])), "mine")
+    native.reset(0)
+    with pytest.raises(TaskError, match=f"mine, step 1: found {type(error).__name__}"):
+        native.step(np.zeros(1, int))
+
+
 def test_a_diverged_policy_is_told_from_a_broken_environment() -> None:
     world = make(GymSpec("Pendulum-v1", 2))
     world.reset(0)
@@ -497,8 +527,11 @@ def test_a_vector_that_fails_to_close_is_heard() -> None:
         def close(self, **_: Any) -> None:
             raise OSError("the window is gone")
 
-    with pytest.raises(OSError, match="the window is gone"):
-        World(Stuck(telltale.native(1)), "stuck").close()
+    world = World(Stuck(telltale.native(1)), "stuck")
+    with pytest.raises(TaskError, match=r"stuck, close\(\): found OSError: the window is gone"):
+        world.close()
+    with pytest.raises(ValueError, match="the run broke"), closing(world):
+        raise ValueError("the run broke")
 
 
 class Chatty(Telltale):

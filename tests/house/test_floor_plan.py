@@ -7,7 +7,7 @@ import pytest
 
 from reading import ROOT, imports
 
-NOUNS = frozenset({"trajectories", "errors", "verdicts", "importing", "worker"})
+NOUNS = frozenset({"trajectories", "errors", "verdicts", "importing", "places", "worker"})
 MATHS = frozenset({"exact", "estimators", "losses"})
 FLOOR_0 = NOUNS | MATHS | {"shapes", "streams", "intervals", "viewer"}
 FLOOR_1 = frozenset({"policies", "envs"})
@@ -20,6 +20,7 @@ DOORS: dict[str, frozenset[str]] = {
     "errors": NOUNS,
     "verdicts": NOUNS,
     "importing": frozenset(),
+    "places": frozenset(),
     "worker": frozenset(),
     "shapes": frozenset(),
     "streams": frozenset(),

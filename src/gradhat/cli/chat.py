@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from gradhat.cli.flags import gathered, parse, target
 from gradhat.cli.sampling import REPEATABLE, Sampling
 from gradhat.errors import ConfigError
+from gradhat.places import home
 
 USAGE = "gradhat chat RUN|MODEL"
 DESCRIPTION = """gradhat chat RUN|MODEL [FLAGS]: talk to the newest checkpoint of a run, or to a model.
@@ -57,7 +57,7 @@ def defaults(place: str) -> Flags:
     from gradhat.training.run_folder import is_run
     from gradhat.training.text.config import read
 
-    path = Path(place).expanduser()
+    path = home(place)
     return Flags(template_args=read(path).template_args) if is_run(path) else Flags()
 
 
@@ -89,6 +89,8 @@ def converse(place: str, flags: Flags) -> None:
 
 def _typed() -> Iterator[str]:
     """Yield the lines typed at a prompt until an empty one, or the lines of a pipe that are not empty."""
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+        return  # it was closed before the program began
     if not sys.stdin.isatty():
         yield from (line.strip() for line in sys.stdin if line.strip())
         return

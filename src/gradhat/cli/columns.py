@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from gradhat.envs.text.question_files import FORMS, is_questions, path_of
+from gradhat.envs.text.question_files import FORMS, is_questions
 from gradhat.errors import ConfigError
+from gradhat.places import home
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,6 @@ class Columns:
 def absolute(spec: str) -> str:
     """Return "/folder/my_task.py:MyTask" for "my_task.py:MyTask", and a task that is no file."""
     name, colon, rest = spec.partition(":")
-    path = path_of(name)
+    path = home(name)
     is_file = path.suffix == ".py" or is_questions(name)
     return f"{path.resolve()}{colon}{rest}" if is_file else spec

@@ -9,6 +9,7 @@ from gradhat.cli.columns import Columns, absolute
 from gradhat.cli.flags import gathered, parse, target
 from gradhat.cli.sampling import REPEATABLE, Sampling
 from gradhat.errors import ConfigError, TaskError
+from gradhat.places import home
 
 if TYPE_CHECKING:
     from gradhat.training.text.evaluate import Measurement
@@ -60,10 +61,10 @@ def main(argv: list[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         parse(Flags(), argv, prog=USAGE, description=DESCRIPTION)
     place, argv = target(argv, "run or model", USAGE)
-    if _is_control(Path(place).expanduser()):
+    if _is_control(home(place)):
         from gradhat.cli import eval_control
 
-        return eval_control.main(Path(place).expanduser(), argv)
+        return eval_control.main(home(place), argv)
     for flag in ("--reward", *REPEATABLE):
         argv = gathered(argv, flag)
     flags = parse(defaults(place), argv, prog=f"gradhat eval {place}", description=DESCRIPTION)
@@ -95,9 +96,9 @@ def defaults(place: str) -> Flags:
     from gradhat.training.text.config import read
     from gradhat.training.trust import code_in
 
-    if not is_run(Path(place).expanduser()):
+    if not is_run(home(place)):
         return Flags()
-    config = read(Path(place).expanduser())
+    config = read(home(place))
     return Flags(
         # These may be files, which are executed only when somebody trusts them.
         task="" if code_in({"task": config.task}) else config.task,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gradhat.cli.flags import near
 from gradhat.errors import ConfigError
+from gradhat.places import home
 
 if TYPE_CHECKING:
     from gradhat.lab.microscope import World
@@ -314,9 +315,9 @@ def model_flags(place: str) -> Model:
     from gradhat.training.text.config import read
     from gradhat.training.trust import code_in
 
-    if not place or not is_run(Path(place).expanduser()):
+    if not place or not is_run(home(place)):
         return Model()
-    config = read(Path(place).expanduser())
+    config = read(home(place))
     known: dict[str, Any] = {
         f.name: getattr(config, f.name) for f in fields(Model) if hasattr(config, f.name)
     }

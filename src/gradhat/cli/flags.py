@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gradhat.errors import ConfigError
+from gradhat.places import home
 
 F = TypeVar("F")
 
@@ -46,7 +47,7 @@ def at_home(flags: F) -> F:
     for field in fields(flags):
         value = getattr(flags, field.name)
         if isinstance(value, Path):
-            changed[field.name] = value.expanduser()
+            changed[field.name] = home(str(value))
         elif is_dataclass(value):
             changed[field.name] = at_home(value)
     return replace(flags, **changed)  # pyright: ignore[reportReturnType, reportArgumentType]

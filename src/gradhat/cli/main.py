@@ -6,7 +6,7 @@ from importlib import import_module
 
 from gradhat.cli.flags import near
 from gradhat.errors import ConfigError, GradhatError
-from gradhat.streams import complain, forgive, is_closed, silence
+from gradhat.streams import complain, flush, forgive, is_closed, silence
 
 VERBS = {
     "train": ("gradhat.cli.train", "train a model on a task, from a recipe or from flags"),
@@ -30,15 +30,15 @@ def main(argv: list[str] | None = None) -> int:
     ended it. A pipe that nobody reads to its end (`| head`) ends it as SIGPIPE ends other tools: 141, and no
     word.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         forgive(stream)
     try:
         try:
             return _answer(sys.argv[1:] if argv is None else argv)
         finally:
-            sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):
-        # rich, which prints tables, ends the process itself, as with an error.
+            flush(sys.stdout)
+    except (BrokenPipeError, SystemExit, ValueError):
+        # rich, which prints tables, ends the process itself, as with an error. ValueError: it is closed.
         if not is_closed(sys.stdout):
             raise
         silence(sys.stdout)
@@ -51,6 +51,21 @@ def _answer(argv: list[str]) -> int:
     except GradhatError as error:
         complain(f"{type(error).__name__}: {error}")
         return 2 if isinstance(error, ConfigError) else 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        asked = f"gradhat {' '.join(argv[:2])}"
+        complain(f"{asked}: found {error}. Check that it is there, and may be read and written.")
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        # torch has no error of its own for it.
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        complain(
+            f"gradhat {' '.join(argv[:2])}: found too little memory for it ({error}). Ask for "
+            "less: a smaller model, network or memory, fewer environments or sequences at once."
+        )
+        return 1
     except KeyboardInterrupt as end:
         complain("interrupted")
         return SIGNAL_EXIT + next((n for n in end.args if isinstance(n, int)), signal.SIGINT)

@@ -1,5 +1,6 @@
 """`gradhat play`: answer a task's questions yourself, in a terminal or through a pipe."""
 
+import sys
 from dataclasses import dataclass, field
 
 from gradhat.cli.columns import Columns
@@ -61,6 +62,8 @@ def play(name: str, flags: Flags) -> list[float]:
 def _typed(num_lines: int) -> str | None:
     """Return `num_lines` lines of input, fewer where the input ends; None when it ends before the first."""
     lines: list[str] = []
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+        return None  # it was closed before the program began
     try:
         while len(lines) < num_lines:
             lines.append(input("> "))

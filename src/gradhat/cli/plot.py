@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from gradhat.cli.flags import near, parse
 from gradhat.cli.sweep import print_rows
 from gradhat.errors import ConfigError, RunError
+from gradhat.places import home
 
 if TYPE_CHECKING:
     from gradhat.lab.curves import Curve, Line
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(
             f"{USAGE}: found no run. Name run folders or a folder of them first, then the flags."
         )
-    places = [Path(word).expanduser() for word in argv[:count]]
+    places = [home(word) for word in argv[:count]]
     flags = parse(Flags(), argv[count:], prog=USAGE, description=DESCRIPTION)
     from gradhat.training.sweeps.results import judged_by
 

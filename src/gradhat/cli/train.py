@@ -14,6 +14,7 @@ from gradhat.cli import recipes
 from gradhat.cli.columns import Columns, absolute
 from gradhat.cli.flags import gathered, near, parse
 from gradhat.errors import ConfigError, RunError
+from gradhat.places import home
 from gradhat.training.run_folder import RunFolder, refuse_taken, reserved
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def launched(argv: list[str]) -> tuple[str, Kind[Any], Launch[Any]]:
     """
     name, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     resumed = _value_of("--resume", flags)
-    kind, config = _resumed(Path(resumed).expanduser()) if resumed and name is None else _named(name, flags)
+    kind, config = _resumed(home(resumed)) if resumed and name is None else _named(name, flags)
     prog = f"gradhat train {name or ''}".rstrip()
     for flag in ("--reward", "--template-args"):
         flags = gathered(flags, flag)
@@ -236,13 +237,17 @@ def _run(kind: Kind[Any], launch: Launch[Any], name: str) -> int:
     config = kind.to_json(launch.config)
     if launch.resume is not None:
         with (
-            RunFolder.open(launch.resume) as run,
-            closing(kind.prepare(launch.config, _goes_on(launch))) as session,
+            RunFolder.open(launch.resume.absolute()) as run,
+            closing(kind.prepare(launch.config, run.path if _goes_on(launch) else None)) as session,
         ):
             return train(run, session, config, restart=launch.restart)
+    here = Path.cwd()
     # The folder comes last: a task, a model or an environment that cannot be used leaves none behind.
     with closing(kind.prepare(launch.config, None)) as session:
-        out = launch.out or reserved(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        # A task that goes into another folder when it is imported does not take the run along.
+        base = Path() if Path.cwd() == here else here
+        named = base / "runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        out = base / launch.out if launch.out is not None else reserved(named)
         with RunFolder.create(out, config) as run:
             return train(run, session)
 

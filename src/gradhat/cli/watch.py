@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradhat.cli.flags import parse, target
 from gradhat.errors import ConfigError
+from gradhat.places import home
 
 if TYPE_CHECKING:
     from gradhat.training.control.agent import Choice
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
         from gradhat.envs.video import writer_of
 
         writer_of(flags.out)
-    film(Path(place).expanduser(), flags)
+    film(home(place), flags)
     return 0
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from gradhat.envs.gym_guards import check_finite, check_shapes, check_trouble, close, explained
+from gradhat.envs.gym_guards import check_finite, check_shapes, check_trouble, check_turns, close, explained
 from gradhat.envs.gym_recorder import Lived
 from gradhat.envs.gym_spaces import Array, Float32, actions_of, flat_one, flat_size, flattened, played
 from gradhat.envs.gym_state import Unsavable, captured, dumps, loads, put_back
@@ -91,6 +91,7 @@ class World:
             seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(self.num_envs)]
         seen, infos = self._ask("reset()", self._vector.reset, seed=seeds)
         check_trouble(infos)
+        check_turns(infos, self.num_envs, self.name, "reset()")
         self._steps, self._live = 0, infos.get("own", self._everyone)
         self.takes_turns = "own" in infos
         return self._seen(seen, "reset()")
@@ -109,6 +110,7 @@ class World:
         answer = self._ask(asked, self._vector.step, self._played(actions))
         seen, rewards, terminated, truncated, infos = answer
         check_trouble(infos)
+        check_turns(infos, self.num_envs, self.name, asked)
         check_shapes((rewards, terminated, truncated), self.num_envs, self.name, asked)
         check_finite(rewards, "reward", self.name, asked)
         observations = successors = self._seen(seen, asked)
@@ -202,7 +204,7 @@ class World:
 
     def close(self) -> None:
         """End processes and close windows."""
-        close(self._vector)
+        close(self._vector, self.name)
 
     def _begun(self, asked: str) -> Bools:
         if self._live is None:
@@ -225,9 +227,9 @@ class World:
         """Return what the environments answer. TaskError where one raises or its process is dead."""
         try:
             return function(*args, **kwargs)
-        except TaskError:
+        except (TaskError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise explained(error, self._vector, f"{self.name}, {asked}") from error
 
 

@@ -1,5 +1,6 @@
 """What environments can do wrong in the middle of a run, said in words."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing import connection
 from typing import Any
@@ -44,7 +45,17 @@ def check_shapes(arrays: Sequence[NDArray[Any]], num_envs: int, name: str, asked
         )
 
 
-def explained(error: Exception, vector: VectorEnv[Any, Any, Any], asked: str) -> GradhatError:
+def check_turns(infos: Mapping[str, Any], num_envs: int, name: str, asked: str) -> None:
+    """Raise TaskError where the info "own", which says whose the next action is, is no bool."""
+    own = np.asarray(infos.get("own", np.ones(num_envs, dtype=np.bool_)))
+    if own.dtype != np.bool_ or own.shape != (num_envs,):
+        raise TaskError(
+            f"{name}, {asked}: found the info own={own.tolist()}, which says whether the next action is the "
+            "policy's own. Make it True or False, or give it another name."
+        )
+
+
+def explained(error: BaseException, vector: VectorEnv[Any, Any, Any], asked: str) -> GradhatError:
     """Return an error that says what `asked` met. A vector with a dead worker is closed first."""
     if isinstance(error, DependencyNotInstalled):
         return ConfigError(f"{asked}: found a missing package: {error}. Run: pip install 'gradhat[video]'")
@@ -53,14 +64,22 @@ def explained(error: Exception, vector: VectorEnv[Any, Any, Any], asked: str) ->
     return TaskError(f"{asked}: found {type(error).__name__}: {error}. Repair the environment.")
 
 
-def close(vector: VectorEnv[Any, Any, Any]) -> None:
-    """Close the vector, also where a worker died of which nobody has heard."""
+def close(vector: VectorEnv[Any, Any, Any], name: str) -> None:
+    """Close the vector, also where a worker died of which nobody has heard.
+
+    TaskError where it raises, unless something else ends the work already: that is what is reported.
+    """
+    ended = sys.exception()
     try:
         vector.close()
-    except (EOFError, OSError):
-        if not isinstance(vector, AsyncVectorEnv):
-            raise
-        _buried(vector)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if isinstance(vector, AsyncVectorEnv) and isinstance(error, EOFError | OSError):
+            _buried(vector)
+        elif ended is None:
+            found = f"{type(error).__name__}: {error}"
+            raise TaskError(f"{name}, close(): found {found}. Repair the environment.") from error
 
 
 def _buried(vector: AsyncVectorEnv[Any, Any]) -> str:

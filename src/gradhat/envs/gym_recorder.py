@@ -73,7 +73,9 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
             observation, info = self.env.reset(seed=seed, options=options)
             info = _read(info)
             self._last = (self._shaped(observation), 0.0, False, False, info)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             return self._nothing, {TROUBLE: self._named("reset()", error)}
         return observation, info
 
@@ -88,7 +90,9 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
             observation, reward, terminated, truncated, info = self.env.step(action)
             ends = bool(terminated), bool(truncated)
             answer = (self._shaped(observation), float(reward), *ends, _read(info))
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             trouble = self._named(f"step {self._steps} of its episode", error)
             return self._nothing, 0.0, False, False, {TROUBLE: trouble}
         self._last = answer
@@ -137,7 +141,7 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise TaskError(f"an observation of shape {found}, but the space has {expected}")
         return observation
 
-    def _named(self, asked: str, error: Exception) -> str:
+    def _named(self, asked: str, error: BaseException) -> str:
         found = str(error)
         if not isinstance(error, TaskError):
             # Where no code but ours and Gymnasium's met it, what they were given is wrong.
@@ -154,7 +158,7 @@ def _read(info: Any) -> dict[str, Any]:
     return {key: info[key] for key in READ if key in info}
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """Return file:line of the innermost code that is neither ours nor Gymnasium's, or nothing."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)

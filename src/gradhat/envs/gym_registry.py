@@ -85,7 +85,7 @@ def making(env_id: str, spec: EnvSpec, kwargs: Mapping[str, Any]) -> Generator[N
             # A module of one's own may name, as its entry point, another one beside it.
             with beside(Path.cwd()) if ":" in env_id else nullcontext():
                 yield
-    except GradhatError:
+    except (GradhatError, KeyboardInterrupt):
         raise
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         raise ConfigError(f"{what}: {_missing(spec, error)}") from error
@@ -93,7 +93,7 @@ def making(env_id: str, spec: EnvSpec, kwargs: Mapping[str, Any]) -> Generator[N
         raise ConfigError(
             f"{what}: found that it cannot be made: {error}. Pass arguments that this environment takes."
         ) from error
-    except Exception as error:
+    except BaseException as error:
         raise TaskError(
             f"{what}: found {type(error).__name__} while it was made: {error}. Repair the environment or its "
             "arguments."
@@ -109,7 +109,9 @@ def _import(env_id: str, module: str) -> None:
             f"environment {env_id!r}: found that importing {module} fails with {error}. Install it, run "
             "gradhat in its folder, or put that folder on PYTHONPATH."
         ) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise ConfigError(
             f"environment {env_id!r}: found that importing {module} raises {type(error).__name__}: {error}. "
             "Repair the module, or name another one."

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete, Space
-from gymnasium.spaces.utils import flatten, flatten_space
+from gymnasium.spaces.utils import flatdim, flatten, flatten_space
 from gymnasium.vector.utils import iterate
 from numpy.typing import NDArray
 
@@ -16,6 +16,9 @@ from gradhat.errors import ConfigError, TaskError
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
+
+MOST = 2**22
+"""Numbers of one observation, and actions to choose from: a network has weights for each."""
 
 
 class Actions(NamedTuple):
@@ -32,6 +35,10 @@ class Actions(NamedTuple):
 def actions_of(space: Space[Any], name: str) -> Actions:
     """Describe the action space. ConfigError unless it is Discrete or a Box of real numbers."""
     if isinstance(space, Discrete):
+        if space.n > MOST:
+            raise ConfigError(
+                f"{name}: found the action space {space}. Use at most {MOST:,} actions; wrap the environment."
+            )
         return Actions(True, int(space.n), None, None)
     if isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
         low, high = space.low.ravel().astype(np.float32), space.high.ravel().astype(np.float32)
@@ -82,11 +89,16 @@ def is_flat(space: Space[Any]) -> bool:
 def flat_size(space: Space[Any], name: str) -> int:
     """Return O. ConfigError for a space without a fixed size."""
     try:
-        flat = flatten_space(space)
-    except NotImplementedError:
-        flat = None
-    if isinstance(flat, Box):
-        return flat.shape[0]
+        size = flatdim(space)
+    except (NotImplementedError, ValueError):
+        size = None
+    if size is not None and size > MOST:
+        raise ConfigError(
+            f"{name}: found the observation space {space}, which makes {size:,} numbers: Discrete is "
+            f"one-hot. Use at most {MOST:,}; wrap the environment so that it shows less."
+        )
+    if size is not None and isinstance(flatten_space(space), Box):
+        return size
     raise ConfigError(
         f"{name}: found the observation space {space}, whose observations have no fixed size. Wrap the "
         "environment so that it shows a Box, a Discrete, a MultiDiscrete, or a Dict or Tuple of these."

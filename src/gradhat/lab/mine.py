@@ -27,6 +27,7 @@ from gradhat.lab.bias import bias
 from gradhat.lab.microscope import Specimen, World, some_draws
 from gradhat.lab.report import Report
 from gradhat.lab.shelf import of_group
+from gradhat.places import home, is_file
 
 ARGUMENTS = {
     "returns": "R(τ) of each trajectory, discounted, [G]",
@@ -59,14 +60,16 @@ def mine(spec: str, world: World, name: str, *, group_size: int) -> Report:
 def load(spec: str) -> Own:
     """Return the function that `FILE.py:NAME` names. EstimatorError when file or function is missing."""
     file, _, name = spec.rpartition(":")
-    path = Path(file).expanduser()
+    path = home(file)
     if not name or path.suffix != ".py":
         raise EstimatorError(f"estimator {spec!r}: asked for a function in a file. Write FILE.py:FUNCTION.")
-    if not path.is_file():
+    if not is_file(path):
         raise EstimatorError(f"estimator {spec}: there is no file {path}. Check the path.")
     try:
         module = load_file(path, f"gradhat_estimator_{path.stem}")
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise EstimatorError(
             f"estimator {spec}: importing {path} raised {_said(error, path)}. Mend it."
         ) from error
@@ -129,7 +132,9 @@ def _weights(function: Own, spec: str, wanted: list[str], batch: Outcomes) -> Te
         }
     try:
         answer = function(**{name: values[name].clone() if name != "logp" else logp for name in wanted})
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise EstimatorError(
             f"estimator {spec}: raised {_said(error, Path(spec.rpartition(':')[0]))} on a batch "
             f"of {tuple(logp.shape)}. Mend it."

@@ -55,7 +55,7 @@ class Screen:
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 self._live.stop()
 
     @property
@@ -72,12 +72,12 @@ class Screen:
         if self._live is None:
             self._print(line)
         else:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def _print(self, text: str | Text) -> None:
-        # RuntimeError: a signal was answered while a line was being written.
-        with suppress(OSError, RuntimeError):
+        # RuntimeError: a signal was answered while a line was being written. ValueError: somebody closed it.
+        with suppress(OSError, RuntimeError, ValueError):
             self.console.print(text)
 
 

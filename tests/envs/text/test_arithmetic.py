@@ -51,6 +51,7 @@ def test_without_negative_answers_the_larger_operand_comes_first() -> None:
         ({"operations": "+", "digits": 2}, 10_000),
         ({"operations": "+", "digits": 2, "min_digits": 2}, 8100),
         ({"operations": "+-", "num_terms": 3}, 4000),
+        ({"operations": "+", "digits": 40, "min_digits": 40}, (9 * 10**39) ** 2),
     ],
 )
 def test_how_many_questions_there_are(settings: dict[str, Any], num_questions: int) -> None:
@@ -68,6 +69,13 @@ def test_the_operands_whatever_their_order_and_sign_are_the_key() -> None:
 
 def drawn(task: Arithmetic) -> set[tuple[str, str]]:
     return {(q.text, q.key) for q in map(task.question, range(3000))}
+
+
+def test_the_longest_terms_can_be_drawn() -> None:
+    first, second = re.findall(
+        "[0-9]+", Arithmetic(digits=40, min_digits=40, operations="+").question(1).text
+    )
+    assert len(first) == len(second) == 40 and first != second
 
 
 def test_operands_keep_to_their_digits() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -153,6 +154,51 @@ def test_a_bad_name_says_what_to_do(tmp_path: Path, spec: str, message: str) -> 
     (tmp_path / "empty").mkdir()
     with pytest.raises(TaskError, match=message):
         load_task(f"{tmp_path}/{spec}")
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q.csv", "q.parquet"])
+def test_a_pipe_that_nobody_writes_to_is_no_file(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(TaskError, match="there is no such file"):
+        load_task(str(tmp_path / name))
+
+
+def test_an_endless_device_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(TaskError, match="there is no such file"):
+        load_task(str(tmp_path / "q.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "no object of JSON with a list '_data_files'"),
+        ("[]", "no object of JSON with a list '_data_files'"),
+        ('{"_data_files": 5}', "no object of JSON with a list '_data_files'"),
+        ('{"_data_files": null}', "no object of JSON with a list '_data_files'"),
+        ('{"_data_files": [{"filename": null}]}', "names the file 'None': there is none"),
+        ('{"_data_files": [{"filename": "pipe"}]}', "names the file 'pipe': there is none"),
+    ],
+)
+def test_a_list_of_files_that_is_none_is_named(tmp_path: Path, content: str, message: str) -> None:
+    folder = write_dataset(tmp_path / "saved", ROWS)
+    os.mkfifo(folder / "pipe")
+    (folder / "state.json").write_text(content)
+    with pytest.raises(TaskError, match=message):
+        load_task(str(folder))
+
+
+@pytest.mark.parametrize("content", ["[]", '{"splits": 5}', '{"splits": null}'])
+def test_a_list_of_splits_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "dataset_dict.json").write_text(content)
+    with pytest.raises(TaskError, match="no object of JSON with a list 'splits'"):
+        load_task(str(tmp_path))
+
+
+def test_an_answer_that_only_the_first_row_lacks_is_missing_there(tmp_path: Path) -> None:
+    json_lines(tmp_path / "q.jsonl", [{"question": "a"}, *ROWS])
+    with pytest.raises(TaskError, match="row 1: the answer '' is nothing"):
+        load_task(str(tmp_path / "q.jsonl"))
 
 
 def test_a_folder_cannot_point_at_files_elsewhere(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -280,6 +282,60 @@ def test_a_missing_module_gets_its_own_advice() -> None:
 
     with pytest.raises(TaskError, match=r"ModuleNotFoundError.*beside the task file"):
         guarded("my task", 5, imports)
+
+
+class Own(BaseException):
+    """No Exception: what a library of somebody else's may raise to get past `except Exception`."""
+
+
+@pytest.mark.parametrize("error", [Own("boo"), SystemExit(3), GeneratorExit(), asyncio.CancelledError()])
+def test_whatever_is_raised_is_a_task_error(error: BaseException) -> None:
+    def raises() -> None:
+        raise error
+
+    with pytest.raises(TaskError, match=f"my task raised {type(error).__name__}"):
+        guarded("my task", 5, raises)
+
+
+def test_ctrl_c_in_a_task_is_ctrl_c() -> None:
+    def raises() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        guarded("my task", 5, raises)
+
+
+def test_the_folder_and_the_streams_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Path.cwd()
+    streams = sys.stdin, sys.stdout, sys.stderr
+
+    def strays() -> None:
+        os.chdir(tmp_path)
+        monkeypatch.setattr("sys.stdout", None)
+        monkeypatch.setattr("sys.stderr", 5)
+        monkeypatch.setattr("sys.stdin", None)
+
+    guarded("my task", 5, strays)
+    assert Path.cwd() == before
+    assert streams == (sys.stdin, sys.stdout, sys.stderr)
+
+
+def test_a_file_may_settle_in_a_folder_of_its_own_if_that_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, gone = tmp_path / "here", tmp_path / "gone"
+    here.mkdir()
+    gone.mkdir()
+    monkeypatch.chdir(tmp_path)
+    guarded("my task", 5, lambda: os.chdir(here), loading=True)
+    assert Path.cwd() == here
+
+    def leaves() -> None:
+        os.chdir(gone)
+        gone.rmdir()
+
+    guarded("my task", 5, leaves, loading=True)
+    assert Path.cwd() == here
 
 
 def test_what_cannot_be_shown_is_named_by_its_class() -> None:

@@ -62,15 +62,14 @@ class Arithmetic:
     @property
     def num_questions(self) -> int:
         """How many distinct questions there are: 300 for one digit, two terms and all three operations."""
-        signs, count = set(self.operations), len(self._operands())
+        signs, count = set(self.operations), 10**self.digits - self._least()
         twice = 0 if self.negative or "-" not in signs else count * (count - 1) // 2
         return len(signs) ** (self.num_terms - 1) * count**self.num_terms - twice
 
     def question(self, seed: int) -> Question:
         """Return the question that `seed` names."""
         rng = random.Random(seed)
-        operands = self._operands()
-        terms = [rng.choice(operands) for _ in range(self.num_terms)]
+        terms = [rng.randrange(self._least(), 10**self.digits) for _ in range(self.num_terms)]
         signs = [rng.choice(self.operations) for _ in range(self.num_terms - 1)]
         if not self.negative and signs == ["-"]:
             terms.sort(reverse=True)
@@ -82,9 +81,8 @@ class Arithmetic:
         """Give 1 when the last number of `completion` is the answer, else 0."""
         return same_number(completion, question.answer)
 
-    def _operands(self) -> range:
-        low = 0 if self.min_digits == 1 else 10 ** (self.min_digits - 1)
-        return range(low, 10**self.digits)
+    def _least(self) -> int:
+        return 0 if self.min_digits == 1 else 10 ** (self.min_digits - 1)
 
 
 def _value(terms: list[int], signs: list[str]) -> int:

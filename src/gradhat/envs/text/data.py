@@ -20,6 +20,7 @@ from gradhat.envs.text.scorers import Scorer, scorer
 from gradhat.envs.text.task import Question
 from gradhat.envs.text.verify import shorten
 from gradhat.errors import TaskError
+from gradhat.places import is_file, is_folder
 from gradhat.trajectories import Verdict
 
 Row = dict[str, Any]
@@ -53,7 +54,7 @@ class FileTask:
         self._check()
         self.answers = [_written(row.get(columns.answer)) for row in self.rows]
         self._scorer: Scorer | None = None
-        if columns.answer in self.rows[0]:
+        if any(columns.answer in row for row in self.rows):
             self._scorer = scorer(columns.scorer, self.answers, str(path))
 
     def question(self, seed: int) -> Question:
@@ -137,9 +138,10 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    if path.is_dir():
+    if is_folder(path):
         return _arrow(path)
-    if not path.exists():
+    # A pipe or a device may never end.
+    if not is_file(path):
         raise TaskError(f"{path}: there is no such file. Check the path; a file of questions is {FORMS}.")
     match path.suffix.lower():
         case ".jsonl":
@@ -192,18 +194,22 @@ def _arrow(folder: Path) -> Iterator[Row]:
     import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]
 
     if (folder / SPLITS).is_file():
-        splits = _object(folder / SPLITS).get("splits", [])
+        splits = _listed_in(folder / SPLITS, "splits")
         if "train" not in splits:
             raise TaskError(
                 f"{folder} has the splits {', '.join(map(str, splits))}. Name one: {folder}/SPLIT"
             )
         folder = folder / "train"
-    if not (folder / STATE).is_file():
+    if not is_file(folder / STATE):
         raise TaskError(f"{folder} is no folder that datasets saved: found no {STATE}. Give {FORMS}.")
-    for entry in _object(folder / STATE).get("_data_files", []):
+    for entry in _listed_in(folder / STATE, "_data_files"):
         name = str(entry.get("filename", "")) if isinstance(entry, dict) else ""
         if Path(name).name != name or not name:
             raise TaskError(f"{folder / STATE} names the file {name!r}. Its files lie beside it.")
+        if not is_file(folder / name):
+            raise TaskError(
+                f"{folder / STATE} names the file {name!r}: there is none. Save the data set again."
+            )
         with _foreign(), arrow.memory_map(str(folder / name)) as file:  # pyright: ignore[reportUnknownMemberType]
             rows = cast(list[Row], arrow.ipc.open_stream(file).read_all().to_pylist())  # pyright: ignore[reportUnknownMemberType]
         yield from rows
@@ -222,11 +228,13 @@ def _foreign() -> Generator[None]:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def _object(file: Path) -> dict[str, Any]:
+def _listed_in(file: Path, key: str) -> list[Any]:
+    """Return the list that an object of JSON has under `key`. TaskError where it has none."""
     found = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise TaskError(f"{file} is no object of JSON. Save the data set again.")
-    return cast(dict[str, Any], found)
+    listed = cast(dict[str, Any], found).get(key) if isinstance(found, dict) else None
+    if not isinstance(listed, list):
+        raise TaskError(f"{file} is no object of JSON with a list {key!r}. Save the data set again.")
+    return cast(list[Any], listed)
 
 
 def _written(value: Any) -> str:

@@ -149,9 +149,9 @@ def _verdict(env: gymnasium.Env[list[Message], str], action: str) -> Verdict:
     try:
         *_, info = env.step(action)
         found = dict(info).get("verdict")
-    except GradhatError:
+    except (GradhatError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise TaskError(f"step() of {env} raised {type(error).__name__}: {error}. Repair it.") from error
     try:
         known = plain(found) if isinstance(found, Verdict) else None

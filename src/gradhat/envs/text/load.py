@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from gradhat.envs.text.data import open_data
 from gradhat.envs.text.guard import guarded
-from gradhat.envs.text.question_files import is_questions, path_of
+from gradhat.envs.text.question_files import is_questions
 from gradhat.envs.text.task import TIME_LIMIT, Task
 from gradhat.errors import TaskError
 from gradhat.importing import load_file
+from gradhat.places import home, is_file
 
 TRUTH = {"true": True, "false": False}
 FORMS = (
@@ -39,7 +40,7 @@ def load_task(spec: str) -> Task:
     if spec.endswith(".py"):
         return _own(spec, "")
     if is_questions(kind):
-        return open_data(path_of(kind), _settings(kind, rest))
+        return open_data(home(kind), _settings(kind, rest))
     near = difflib.get_close_matches(kind, ["arithmetic", "reasoning_gym"], 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise TaskError(f"task {spec!r} is unknown.{hint} Use {FORMS}.")
@@ -57,9 +58,9 @@ def file_of(spec: str) -> File | None:
     """Return the file that the task or the reward `spec` lies in, there or not. None where it is in none."""
     head, _, rest = ("", "", "") if spec.endswith(".py") else spec.rpartition(":")
     if (head or spec).endswith(".py"):
-        return File(path_of(head or spec), rest)
+        return File(home(head or spec), rest)
     name, _, rest = spec.partition(":")
-    path = path_of(name)
+    path = home(name)
     # A folder of datasets is known by what is in it: one that is gone, by its whole path.
     return File(path, rest) if is_questions(name) or path.is_absolute() else None
 
@@ -69,7 +70,7 @@ def source_hash(spec: str) -> str:
     where it lies in none. Of a folder that datasets saved it is "" too.
     """
     file = file_of(spec)
-    if file is None or not _is_file(file.path):
+    if file is None or not is_file(file.path):
         return ""
     with file.path.open("rb") as content:
         return file_digest(content, "sha256").hexdigest()
@@ -131,12 +132,15 @@ def _literal(task: str, key: str, value: str) -> Any:
 
 def _own(file: str, class_name: str) -> Task:
     """Return an instance of a class in a file. TaskError when file, class or method is missing or broken."""
-    path = path_of(file)
+    path = home(file)
     asked = f"task {path}:{class_name}"
-    if not _is_file(path):
+    if not is_file(path):
         raise TaskError(f"{asked}: there is no file {path}. Check the path; a task is named {FORMS}.")
     module = guarded(
-        f"{asked}: importing {path}", TIME_LIMIT, lambda: load_file(path, f"gradhat_task_{path.stem}")
+        f"{asked}: importing {path}",
+        TIME_LIMIT,
+        lambda: load_file(path, f"gradhat_task_{path.stem}"),
+        loading=True,
     )
     found: Any = getattr(module, class_name, None)
     if not isinstance(found, type):
@@ -151,16 +155,8 @@ def _own(file: str, class_name: str) -> Task:
             f"{asked}: the class has no method {missing}. "
             "Give it question(self, seed) -> Question and score(self, question, completion) -> float."
         )
-    return guarded(f"{asked}: {class_name}()", TIME_LIMIT, found)
+    return guarded(f"{asked}: {class_name}()", TIME_LIMIT, found, loading=True)
 
 
 def _fits(kind: Any) -> bool:
     return callable(getattr(kind, "question", None)) and callable(getattr(kind, "score", None))
-
-
-def _is_file(path: Path) -> bool:
-    """Return whether there is such a file; a name that no file can have names none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False

@@ -11,13 +11,13 @@ be `async`. None means that it says nothing of a completion.
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from gradhat.envs.text.guard import guarded, settled, shown
 from gradhat.envs.text.task import TIME_LIMIT, Question, Task, judge
 from gradhat.errors import TaskError
 from gradhat.importing import load_file
+from gradhat.places import home, is_file
 from gradhat.trajectories import Verdict
 from gradhat.verdicts import number
 
@@ -163,11 +163,11 @@ def _part(spec: str) -> Part:
     file, _, name = place.rpartition(":")
     if not file.endswith(".py") or not name.isidentifier():
         raise TaskError(f"--reward {spec}: name a function in a file, my_rewards.py:function, or {OWN}.")
-    path = Path(file).expanduser()
-    if not path.is_file():
+    path = home(file)
+    if not is_file(path):
         raise TaskError(f"--reward {spec}: there is no file {path}. Check the path.")
     asked = f"reward {place}: importing {path}"
-    module = guarded(asked, TIME_LIMIT, lambda: load_file(path, f"gradhat_reward_{path.stem}"))
+    module = guarded(asked, TIME_LIMIT, lambda: load_file(path, f"gradhat_reward_{path.stem}"), loading=True)
     function = getattr(module, name, None)
     if not callable(function) or inspect.isclass(function):
         there = [

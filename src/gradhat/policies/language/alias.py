@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gradhat.errors import ModelError
+from gradhat.places import home
 from gradhat.policies.language.gguf import convert
 
 ALIASES = ("smollm2-135m",)
@@ -31,7 +32,7 @@ def cache_folder() -> Path:
     `GRADHAT_CACHE`, else `gradhat` under `XDG_CACHE_HOME`, else `~/.cache/gradhat`.
     """
     if own := os.environ.get("GRADHAT_CACHE"):
-        return Path(own).expanduser()
+        return home(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradhat"
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gradhat.errors import ModelError
+from gradhat.places import exists, home, is_folder
 from gradhat.policies.language.alias import ALIASES, cached, fetch_smollm2, kept
 from gradhat.policies.language.config import COMPANIONS, own, read_config, read_json
 from gradhat.policies.language.gguf import convert
@@ -49,7 +50,7 @@ def resolve(model: str) -> Path:
     if model.startswith(HUB):
         return from_hub(model.removeprefix(HUB))
     path = home(model)
-    if exists(path) and path.is_dir():
+    if is_folder(path):
         read_config(path)
         return path
     if exists(path) and path.suffix == ".gguf":
@@ -75,22 +76,6 @@ def at_hand(model: str) -> Path | None:
     if exists(path) and path.suffix == ".gguf" and not path.is_dir():
         return kept(gguf_key(path))
     return resolve(model)
-
-
-def home(place: str) -> Path:
-    """Return the path that `place` names; ~ is the home folder, of whoever has one."""
-    try:
-        return Path(place).expanduser()
-    except RuntimeError:
-        return Path(place)
-
-
-def exists(path: Path) -> bool:
-    """Return whether there is something at `path`; what the system calls no path is nothing."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def near(model: str) -> str:

@@ -8,9 +8,10 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from gradhat.errors import ModelError, RunError
+from gradhat.places import exists, home
 from gradhat.policies.language import weights
 from gradhat.policies.language.alias import ALIASES
-from gradhat.policies.language.weights import HUB, home
+from gradhat.policies.language.weights import HUB
 from gradhat.training import checkpoint
 from gradhat.training.run_folder import is_run
 from gradhat.training.text.config import TrainConfig, read, to_json
@@ -72,7 +73,7 @@ def setting_of(place: str, name: str, verb: str, *, trusted: bool) -> Any:
 
     ConfigError where they lie in a file, which would be executed, unless it is trusted.
     """
-    path = Path(place).expanduser()
+    path = home(place)
     if not is_run(path):
         return None
     config = read(path)
@@ -100,7 +101,7 @@ def settled(place: str) -> str:
     """Return `place` such that it means the same in any folder and at any later time: paths from the root,
     and of a run the checkpoint that is now its newest."""
     path = home(place)
-    if place in ALIASES or place.startswith(HUB) or not weights.exists(path):
+    if place in ALIASES or place.startswith(HUB) or not exists(path):
         return place
     return str((find(place) if is_run(path) else path).resolve())
 
