@@ -47,8 +47,8 @@ CARTPOLE = (
     ),
     ControlConfig(
         DQN(
-            # Returns of twelve steps hold what the policy did then. With all 50,000 frames in the memory those of
-            # its first, bad policies keep Q low, and one run in five climbs too slowly.
+            # Returns of twelve steps hold what the policy did then. With all 50,000 frames in the memory
+            # those of its first, bad policies keep Q low, and one run in five climbs too slowly.
             memory=Memory(capacity=10_000, num_steps=32, num_updates=45, batch_size=128, lr_end=0.0),
             # A drift to the edge of the track shows its price a hundred steps later: long returns help.
             settings=dqn.Settings(
