@@ -88,6 +88,22 @@ def test_an_older_one_keeps_its_weights_and_loses_its_moments(
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in model_checkpoint.masters(light).items())
 
 
+def test_an_older_one_keeps_its_moments_until_the_next_is_written(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full while the next one is published leaves something to go on from."""
+    old = save(10, full=1)
+
+    def full(partial: Path, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patched, pytest.raises(RunError, match="full"):
+        patched.setattr(checkpoint, "publish", full)
+        save(20, full=1)
+    found, passed = checkpoint.newest(tmp_path, to_train=True)
+    assert found is not None and (found.path, passed) == (old, [])
+
+
 def test_no_training_goes_on_from_weights_alone(save: Save, tmp_path: Path) -> None:
     save(10, full=1)
     flip_a_bit(save(20, full=1) / "optimizer.safetensors")

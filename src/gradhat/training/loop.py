@@ -40,6 +40,8 @@ class Session(Protocol):
     """The flag that makes a finished run go on."""
     rounding: tuple[str, ...]
     """Settings that change results by rounding alone."""
+    line: dict[str, float]
+    """What is known of the last whole step, as long as its line of metrics is not written; then nothing."""
 
     @property
     def num_steps(self) -> int:
@@ -134,8 +136,8 @@ def train(
             log.say(f"aside  {aside} holds what was there of later steps")
         log.say(session.opening())
         log.say(_disk(run, session.checkpoint_sizes()))
+        clock = Clock()
         try:
-            clock = Clock()
             _go_on(run, log, session, interrupt, clock)
             if not interrupt.asked:
                 with interrupt.at_once():
@@ -144,7 +146,7 @@ def train(
             log.say("stopped: {} is saved, {}".format(*_saved(run)))
             raise
         except BaseException as error:
-            _rescue(run, log, session)
+            _rescue(run, log, session, clock)
             if not interrupt.asked:
                 raise
             # Whoever ends a whole group of processes ends those that a step needs too.
@@ -192,6 +194,7 @@ def _go_on(run: RunFolder, log: Log, session: Session, interrupt: Interrupt, clo
     while session.step < session.num_steps and not interrupt.asked:
         values = session.advance(run, log)
         log.step(session.step, _written(run, clock, session.step, values))
+        session.line = {}
         session.check(run)
         if session.save_due():
             clock.lap("rest")
@@ -216,11 +219,13 @@ def _save(run: RunFolder, session: Session) -> None:
         session.save(run)
 
 
-def _rescue(run: RunFolder, log: Log, session: Session) -> None:
-    """After an error: save the last whole step, if it can be saved, and say how to go on."""
+def _rescue(run: RunFolder, log: Log, session: Session, clock: Clock) -> None:
+    """After an error: save the last whole step, if it can be saved, with its line, and say how to go on."""
     try:
         if session.retreat():
             _save(run, session)
+            if session.line and all(line["step"] != session.step for line in run.read_metrics()):
+                _written(run, clock, session.step, session.line)
     except Exception as error:
         # What ended the run is what is reported; a full disk is often both.
         log.warn(f"the last whole step could not be saved: {error}")

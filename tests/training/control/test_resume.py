@@ -20,6 +20,7 @@ from gradhat.algorithms import a2c, ddpg, dqn, ppo, reinforce, sac, tabular_cont
 from gradhat.cli.main import main
 from gradhat.envs.gym import World
 from gradhat.errors import RunError, TaskError
+from gradhat.training import checkpoint
 from gradhat.training.control import evaluate, settings
 from gradhat.training.control import session as control
 from gradhat.training.control.algorithms import ALGORITHMS
@@ -144,8 +145,14 @@ def last_state(run: Path) -> dict[str, Tensor]:
     return load_file(max((run / "checkpoints").iterdir()) / STATE)
 
 
+def last_cursor(run: Path) -> dict[str, Any]:
+    """What the last checkpoint says of the returns that were seen, and of the schedule."""
+    return checkpoint.read(max((run / "checkpoints").iterdir())).cursor
+
+
 def assert_same(found: Path, wanted: Path) -> None:
     assert numbers(found) == numbers(wanted)
+    assert last_cursor(found) == last_cursor(wanted)
     mine, theirs = last_state(found), last_state(wanted)
     assert mine.keys() == theirs.keys()
     for name, tensor in mine.items():
@@ -285,6 +292,9 @@ def test_a_measurement_that_fails_leaves_its_line_saved(
         train(run, session)
     session.close()
     assert [path.name for path in run.checkpoints.iterdir()] == ["step_000002"]
+    *_, last = numbers(run.path)
+    assert last["step"] == 2 and last["num_frames"] == 120 and {"entropy", "episode/return"} <= last.keys()
+    assert "greedy/return" not in last
 
 
 @pytest.mark.parametrize(("owner", "function"), [(evaluate, "play"), (RunFolder, "append_metrics")])
@@ -308,9 +318,14 @@ def test_a_run_whose_last_line_was_lost_ends_with_a_measurement_of_its_last_poli
             train(run, session)
     session.close()
     finish(of, RunFolder.open(stopped))
-    wanted, last = numbers(straight)[-1], numbers(stopped)[-1]
-    assert last.pop("final") == 1 and last == {key: wanted[key] for key in last}
-    assert {"step", "num_frames", "greedy/return"} <= last.keys()
+    (*_, wanted), (*_, last, final) = numbers(straight), numbers(stopped)
+    if function == "play":
+        assert last == {key: value for key, value in wanted.items() if not key.startswith("greedy/")}
+    else:
+        # The line itself cannot be written, nor when the run is given up.
+        assert last["step"] == 5
+    assert final.pop("final") == 1 and final == {key: wanted[key] for key in final}
+    assert {"step", "num_frames", "greedy/return"} <= final.keys()
     ends = [RunFolder(path).read_json("summary.json") | {"seconds": 0} for path in (straight, stopped)]
     assert ends[0] == ends[1]
 

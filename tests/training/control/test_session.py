@@ -11,6 +11,7 @@ import pytest
 from gradhat.cli.main import main
 from gradhat.training.control import worlds
 from gradhat.training.control.config import ControlConfig
+from gradhat.training.control.evaluate import Played
 from gradhat.training.control.on_policy import OnPolicyAgent
 from gradhat.training.control.session import Session, diverged
 from gradhat.training.control.settings import QLearning
@@ -193,3 +194,22 @@ def test_a_last_batch_that_passes_over_the_end_leaves_no_empty_line(num_frames: 
     assert lived(150, step=13) == [(15, 192)]
     # Made longer by no more than what was lived already, there is nothing left to live.
     assert lived(185, step=15) == []
+
+
+def test_no_two_measurements_play_the_same_episodes() -> None:
+    config: ControlConfig[Any] = ControlConfig(QLearning(), "zoo:chain", log_every=64, eval_every=64)
+    agent: Any = Batches()
+    seeds: list[int] = []
+
+    def play(seed: int) -> Played:
+        seeds.append(seed)
+        return Played([0.0], 0)
+
+    for seed in (0, 1):
+        agent.num_frames = 0
+        session = Session(replace(config, num_frames=128, seed=seed), worlds.make(config, 1), agent)
+        session.play = play
+        session.before(None)  # pyright: ignore
+        while session.step < session.num_steps:
+            session.advance(None, None)  # pyright: ignore
+    assert len(set(seeds)) == len(seeds) == 6

@@ -115,6 +115,34 @@ def test_held_out_questions_and_their_judge_are_those_of_the_last_level(
     assert session.task is session.source.levels[-1] is not session.source.levels[0]
 
 
+def test_reward_functions_score_every_level(config: TrainConfig, tmp_path: Path, letters_task: str) -> None:
+    file = tmp_path / "flat.py"
+    file.write_text("def flat(completions, **_):\n    return [0.25 for _ in completions]\n")
+    changed = replace(config, curriculum=(letters_task,), task=task(tmp_path, "f'Tell {seed}'"))
+    session = prepare(replace(changed, reward=(f"{file}:flat=2",)))
+    for level in (*session.source.levels, session.task):
+        said: Any = level.score(level.question(1), "anything")
+        assert (said.reward, said.parts) == (0.5, {"flat": 0.25})
+
+
+def test_no_two_batches_and_no_two_measurements_draw_alike(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps, rounds of replacements, measurements: the same prompt would be answered the same again."""
+    seeds: list[int] = []
+    sample = Engine.sample
+
+    def listening(self: Engine, prompts: Sequence[Sequence[int]], n: int, limits: Limits) -> Any:
+        seeds.append(limits.seed)
+        return sample(self, prompts, n, limits)
+
+    monkeypatch.setattr(Engine, "sample", listening)
+    start(num_steps=3, eval_every=1, eval_questions=2, eval_samples=1, final_questions=2, final_samples=2)
+    # Before, in each step a batch and a measurement, then sampled and greedy; the last is of one sample too.
+    assert len(seeds) >= 1 + 2 * 3 + 2
+    assert len(set(seeds[:-1])) == len(seeds) - 1
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.6])
 def test_sampler_and_trainer_agree_at_any_temperature(start: Start, temperature: float) -> None:
     _, lines = start(temperature=temperature, num_steps=2, algorithm="grpo", kl_coef=0.1)

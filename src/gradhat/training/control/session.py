@@ -47,6 +47,7 @@ class Session:
         self.measured: Measured = measured(config, world)
         """Which policy is measured."""
         self.step = 0
+        self.line: dict[str, float] = {}
         self.seen = Seen()
         """The returns so far, in training and in measurements."""
         self._seen_before = Seen()
@@ -125,7 +126,7 @@ class Session:
         self.step = max(self.step, passed)
         self._diverged = diverged(values)
         if not self._diverged:
-            self._state, self._whole = self.agent.state(), self.step
+            self._state, self._whole, self.line = self.agent.state(), self.step, values
         values |= {"num_frames": float(frames), **_episodes(self.agent.drain(), self.seen)}
         values["frames_per_second"] = (frames - before) / clock.parts()["time/train"]
         if config.eval_episodes and (self._due(config.eval_every) or self.step == self.num_steps):

@@ -68,6 +68,7 @@ class Session:
     model_is_gone: bool = False
     longer: str = "--num-steps"
     rounding: tuple[str, ...] = ROUNDING
+    line: dict[str, float] = field(default_factory=dict[str, float])
     whole: int = 0
     """The last step after which weights and counts were those of the end of a step."""
     began: tuple[dict[str, Any], int] = ({}, 0)
@@ -170,7 +171,7 @@ class Session:
         values |= {"num_too_long": float(num_too_long)} | _count(self, experience.sampled, learned)
         if self.source.observe(metrics.marks(self.source.task, experience)):
             log.say(f"level {self.source.level + 1} of {len(self.source.levels)} opens")
-        self.whole = self.step
+        self.whole, self.line = self.step, values
         clock.lap("rest")
         write_rollouts(run, self.step, experience.sampled, experience.chosen, batch.adv)
         clock.lap("write")
