@@ -13,6 +13,7 @@ from gymnasium.spaces import Box, Discrete
 
 from gradhat.cli.main import main
 from gradhat.intervals import Seen
+from gradhat.policies.continuous import Noisy
 from gradhat.training.control import evaluate
 from gradhat.training.control.algorithms import ALGORITHMS
 from gradhat.training.control.config import ControlConfig
@@ -110,6 +111,18 @@ def test_a_policy_can_be_measured_as_it_explores(name: str) -> None:
     other, mode = found.agent.sampled(torch.Generator().manual_seed(4))(seen), found.agent.greedy()(seen)
     assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, mode)
     assert set(found.before(RunFolder(Path()))) >= {"sampled/return", "sampled/cut"}
+    found.close()
+
+
+@pytest.mark.parametrize("name", ["ddpg", "td3", "sac"])
+def test_what_is_measured_before_it_learns_is_the_policy_too(name: str) -> None:
+    """And not the uniform draw that fills the memory."""
+    found = session(name, "Pendulum-v1", eval_policy="sampled")
+    seen = torch.randn(30, found.world.num_inputs, generator=torch.Generator().manual_seed(1))
+    actor = found.agent.parts.state.actor  # pyright: ignore
+    acts = actor if name == "sac" else Noisy(actor, found.config.learning.settings.noise)
+    wanted, _ = acts.act(seen, torch.Generator().manual_seed(3))
+    assert torch.equal(found.agent.sampled(torch.Generator().manual_seed(3))(seen), wanted)
     found.close()
 
 

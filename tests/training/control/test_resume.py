@@ -273,7 +273,11 @@ def test_values_that_diverge_leave_the_line_before_saved(
         train(run, session)
     session.close()
     assert [path.name for path in sorted((run.checkpoints).iterdir())] == ["step_000003", "step_000004"]
-    assert numbers(run.path)[-1]["step"] == 5
+    *before, last = numbers(run.path)
+    assert last["step"] == 5
+    # The returns of the line that was lost are lived again.
+    seen = sum(line.get("num_episodes", 0) + 2 * ("greedy/return" in line) for line in before)
+    assert last["num_episodes"] > 0 and last_cursor(run.path)["seen"]["count"] == seen
 
 
 def test_a_measurement_that_fails_leaves_its_line_saved(
@@ -293,7 +297,7 @@ def test_a_measurement_that_fails_leaves_its_line_saved(
     session.close()
     assert [path.name for path in run.checkpoints.iterdir()] == ["step_000002"]
     *_, last = numbers(run.path)
-    assert last["step"] == 2 and last["num_frames"] == 120 and {"entropy", "episode/return"} <= last.keys()
+    assert last["step"] == 2 and last["num_frames"] >= 120 and {"entropy", "episode/return"} <= last.keys()
     assert "greedy/return" not in last
 
 
