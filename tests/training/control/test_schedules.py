@@ -12,7 +12,7 @@ from gradhat.algorithms import dqn, sac
 from gradhat.policies.continuous import SquashedGaussian, Uniform
 from gradhat.policies.q_network import EpsilonGreedy
 from gradhat.rollouts.replay import Replay
-from gradhat.training.control import settings, worlds
+from gradhat.training.control import hogwild, settings, worlds
 from gradhat.training.control.agent import Agent
 from gradhat.training.control.algorithms import ALGORITHMS
 from gradhat.training.control.config import ControlConfig
@@ -60,6 +60,17 @@ def test_the_learning_rate_of_whole_episodes_falls_too() -> None:
         assert found == pytest.approx(line(0.01, 0.002, before / FRAMES))
         before = agent.num_frames
     agent.close()
+
+
+def test_the_learning_rate_of_a_worker_falls_until_its_own_last_frame() -> None:
+    """Two share the frames: each lives half of them."""
+    learning = hogwild.A3C(2, 5, NETWORK)
+    config = ControlConfig(learning, "pushing:Pushing-v0", num_envs=2, num_frames=FRAMES)
+    agent: Any = ALGORITHMS["a3c"].make(config, worlds.make(config, 2))
+    worker = hogwild.worker(config, 1, agent.shared, agent.seen)
+    found = [worker.advance(frames)["learning_rate"] for frames in range(5, FRAMES // 2 + 1, 5)]
+    assert found == pytest.approx([line(0.01, 0.002, i / 8) for i in range(8)])
+    worker.close(), agent.close()
 
 
 OFF_POLICY = [
