@@ -112,3 +112,10 @@ def _is_usable(value: Any) -> bool:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def check_size(name: str, value: object) -> None:
+    """Raise ConfigError for a whole number that no run folder could be read back with."""
+    parts: tuple[object, ...] = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(part, int) and abs(part) >= LARGEST for part in parts):
+        raise ConfigError(f"{name}={value}: found a value out of range. Use less than 2^63.")

@@ -49,6 +49,8 @@ def test_differences_are_named() -> None:
         ("mismatch_low", 1.5),
         ("mismatch_high", 0.5),
         ("keep_checkpoints", 0),
+        ("seed", 2**63),
+        ("num_steps", 10**30),
         ("num_threads", 0),
         ("max_replacements", -1),
         ("algorithm", "grop"),

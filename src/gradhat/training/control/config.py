@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from gradhat.errors import ConfigError
-from gradhat.training.filled import filled
+from gradhat.training.filled import check_size, filled
 
 D = TypeVar("D")
 
@@ -150,6 +150,7 @@ def check(config: ControlConfig[Any]) -> None:
     """Raise ConfigError for a setting out of range, or for two that exclude each other."""
     env_kwargs(config)
     for name, value in _settings(config):
+        check_size(name, value)
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{name}={value}: found a number that is not finite. Use a finite one.")
         for names, holds, wanted in RANGES:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from gradhat.errors import ConfigError, RunError
 from gradhat.policies.language.template import arguments
-from gradhat.training.filled import filled
+from gradhat.training.filled import check_size, filled
 from gradhat.training.run_folder import RunFolder
 from gradhat.verdicts import PATIENCE
 
@@ -184,6 +184,8 @@ def check(config: TrainConfig) -> None:
         raise ConfigError(
             "train: found no task. Name a recipe (see gradhat recipes) or give --task, or both."
         )
+    for field in fields(config):
+        check_size(field.name, getattr(config, field.name))
     for names, good, wanted in RANGES:
         for name in names:
             if not good(getattr(config, name)):
