@@ -87,7 +87,7 @@ def test_the_command_says_what_is_wrong(flags: str, wanted: str, capsys: pytest.
     [
         "reinforce --baseline moving_average --decay 0.5",
         "reinforce --value-epochs 3 --value-minibatches 2",
-        "dqn --beta 0.7",
+        "dqn --alpha 0.5 --beta 0.7",
         "dqn --num-atoms 51 --low 0 --high 500",
         "trpo --value-epochs 3",
     ],
