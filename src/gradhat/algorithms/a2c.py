@@ -31,9 +31,9 @@ class Settings:
     lam: float = 0.95
     """Trace λ, of `critic.credit`: 1 trusts rewards only, 0 the critic's next value."""
     value_coef: float = 0.5
-    """c_V."""
+    """c_V, the weight of the critic's loss."""
     entropy_coef: float = 0.0
-    """c_H."""
+    """c_H, the weight of the policy's entropy."""
     normalize_adv: bool = False
     """Whether advantages are shifted and scaled to mean 0 and deviation 1 over the batch: a bias."""
 

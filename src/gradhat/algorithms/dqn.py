@@ -34,7 +34,9 @@ class Settings:
     """The numbers of DQN and the choices of its family."""
 
     lr: float = 1e-3
+    """Adam's learning rate at the start."""
     hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers."""
     gamma: float = 0.99
     """Discount γ, of the replay."""
     double: bool = True
@@ -60,7 +62,9 @@ class Settings:
     tau: float = 1.0
     """How far it moves: 1 copies."""
     epsilon_start: float = 1.0
+    """ε, the share of actions drawn at random, in the first frame."""
     epsilon_end: float = 0.05
+    """ε from `epsilon_frames` on."""
     epsilon_frames: int = 10_000
     """Environment steps over which ε falls from the one to the other."""
 

@@ -50,9 +50,9 @@ class Settings:
     num_minibatches: int = 4
     """Optimiser steps in each pass."""
     value_coef: float = 0.5
-    """c_V."""
+    """c_V, the weight of the critic's loss."""
     entropy_coef: float = 0.0
-    """c_H."""
+    """c_H, the weight of the policy's entropy."""
     normalize_adv: bool = True
     """Whether advantages are shifted and scaled to mean 0 and deviation 1 over each minibatch: a bias."""
     target_kl: float | None = None

@@ -33,12 +33,14 @@ class Settings:
     """
 
     decay: float = 0.9
+    """How much of the moving average each batch leaves as it was."""
     gamma: float = 1.0
     """Discount γ."""
     credit: Literal["total", "to_go", "discounted"] = "to_go"
-    """A name in `CREDIT`."""
+    """What a step is credited with, a name in `CREDIT`: the return of the whole episode, the reward that
+    followed, or that times γ^t."""
     baseline: Literal["none", "moving_average", "critic"] = "moving_average"
-    """A name in `BASELINES`."""
+    """What is subtracted from it, a name in `BASELINES`."""
 
 
 class Credit(NamedTuple):

@@ -36,6 +36,7 @@ class Settings:
     lr: float = 3e-4
     """Of the critics, the actor and the temperature."""
     hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers."""
     gamma: float = 0.99
     """Discount γ, of the replay."""
     n_step: int = 1

@@ -43,10 +43,15 @@ class Settings:
     """
 
     gamma: float
+    """Discount γ, that of the world."""
     alpha: float = 1.0
+    """α of the step size at visit k."""
     omega: float = 0.8
+    """ω, how fast the step size falls; 0 keeps it."""
     epsilon_start: float = 1.0
+    """ε, the share of actions drawn at random, in the first step."""
     epsilon_end: float = 0.1
+    """ε from `epsilon_frames` on."""
     epsilon_frames: int = 10_000
     """Own steps from the one to the other."""
 

@@ -29,6 +29,7 @@ class Settings:
     lr: float = 1e-3
     """Of the critics and the actor."""
     hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers."""
     gamma: float = 0.99
     """Discount γ, of the replay."""
     n_step: int = 1

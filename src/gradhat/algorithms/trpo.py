@@ -43,7 +43,7 @@ class Settings:
     lam: float = 0.95
     """Trace λ, of `critic.credit`: 1 trusts rewards only, 0 the critic's next value."""
     max_kl: float = 0.01
-    """δ, in nats."""
+    """δ, the largest divergence of a step, in nats."""
     cg_iterations: int = 10
     """Products with F at most, to solve F d = g."""
     cg_damping: float = 0.1

@@ -19,7 +19,8 @@ DESCRIPTION = """gradhat eval RUN|MODEL --task TASK [FLAGS]: measure on held-out
 
 A run brings its own task, system prompt and limits; flags override them.
 
-gradhat eval RUN --episodes 100: play greedily with a control run."""
+gradhat eval RUN --episodes 100: play with a control run, as it is measured. gradhat eval RUN --help lists
+its flags."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Bench:
     gamma: float | None = None
     """Discount in place of the world's own."""
     horizon: int | None = None
-    """Number of steps after which trajectories are cut, in place of the world's own."""
+    """Number of steps after which the problem ends, in place of the world's own."""
     out: Path | None = None
     """The folder to make. None makes runs/lab-EXPERIMENT-DATE-TIME."""
 

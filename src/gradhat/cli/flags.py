@@ -1,12 +1,17 @@
 """Command-line flags from a dataclass: its fields are the names and defaults, its docstrings the help."""
 
 import difflib
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradhat.errors import ConfigError
 from gradhat.places import home
+
+if TYPE_CHECKING:
+    from tyro.constructors import ConstructorRegistry
 
 F = TypeVar("F")
 
@@ -29,6 +34,7 @@ def parse(default: F, argv: list[str], *, prog: str, description: str, kind: Any
         default=default,
         return_unknown_args=True,
         config=(tyro.conf.OmitArgPrefixes,),
+        registry=_whole_paragraphs(),
     )
     if rest:
         known = names(default)
@@ -38,6 +44,36 @@ def parse(default: F, argv: list[str], *, prog: str, description: str, kind: Any
             f"Known flags: {' '.join(known)}."
         )
     return at_home(flags)
+
+
+def _whole_paragraphs() -> "ConstructorRegistry":
+    """Return how tyro reads a dataclass, but for the help of flags, which it breaks where the code does."""
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+
+    registry = ConstructorRegistry()
+    asking = False
+
+    def read(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal asking
+        if asking:
+            return None
+        asking = True
+        try:
+            found = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            asking = False
+        if not isinstance(found, StructConstructorSpec):
+            return None
+        whole = tuple(replace(one, helptext=partial(_paragraph, one.helptext)) for one in found.fields)
+        return replace(found, fields=whole)
+
+    registry.struct_rule(read)
+    return registry
+
+
+def _paragraph(helptext: str | Callable[[], str | None] | None) -> str | None:
+    said = helptext() if callable(helptext) else helptext
+    return said and " ".join(said.split())
 
 
 def at_home(flags: F) -> F:

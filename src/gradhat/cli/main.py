@@ -9,12 +9,12 @@ from gradhat.errors import ConfigError, GradhatError
 from gradhat.streams import complain, flush, forgive, is_closed, silence
 
 VERBS = {
-    "train": ("gradhat.cli.train", "train a model on a task, from a recipe or from flags"),
+    "train": ("gradhat.cli.train", "train a model on a task, or an agent in a Gymnasium environment"),
     "sweep": ("gradhat.cli.sweep", "train a grid of runs over the cores"),
     "plot": ("gradhat.cli.plot", "draw learning curves of runs, mean and interval per setting"),
     "watch": ("gradhat.cli.watch", "film a trained policy"),
     "recipes": ("gradhat.cli.recipes", "list the recipes"),
-    "eval": ("gradhat.cli.eval", "measure a run or a model on held-out questions"),
+    "eval": ("gradhat.cli.eval", "measure a run or a model, on held-out questions or in episodes"),
     "chat": ("gradhat.cli.chat", "talk to a run or a model"),
     "lab": ("gradhat.cli.lab", "measure what estimators and algorithms estimate, exactly"),
     "play": ("gradhat.cli.play", "answer a task's questions yourself"),

@@ -100,7 +100,7 @@ class TrainConfig:
     num_slots: int = 64
     """Sequences the engine decodes at once; fewer where memory is short."""
     eval_every: int = 10
-    """Held-out accuracy is measured every so many steps, on `eval_questions`."""
+    """Steps between two measurements on `eval_questions` held-out questions."""
     eval_questions: int = 64
     """Held-out questions of such a measurement."""
     eval_samples: int = 2
