@@ -533,7 +533,7 @@ def test_people_see_the_few_rows_where_there_are_many(
     lab.show(Report("Why [bold]so[/bold]?", (short, table()), ("A note with [brackets].",), {}))
     said = " ".join(capsys.readouterr().out.split())
     assert "n1 10.0" in said and said.count("n0") == 1
-    assert "(t.csv has more: 2 more rows, y)" in said and "(t.csv has more: y)" in said
+    assert "(t.csv has more: 2 more rows; y)" in said and "(t.csv has more: y)" in said
     assert "A note with [brackets]." in said
     assert lab.as_csv(short).splitlines() == ["name,x,y", "n0,1.0,3.0", "n1,10.0,nan", "n2,100.0,nan"]
 

@@ -93,7 +93,7 @@ def show(report: "Report") -> None:
         console.print("\n".join(lines), no_wrap=True, overflow="crop", markup=False)
         more = [f"{len(table.rows) - len(table.few)} more rows"] if table.few else []
         if more + left:
-            console.print(f"{GAP}({table.name}.csv has more: {', '.join(more + left)})", markup=False)
+            console.print(f"{GAP}({table.name}.csv has more: {'; '.join(more + left)})", markup=False)
     console.print()
     for note in report.notes:
         console.print(note, markup=False)
