@@ -86,8 +86,8 @@ class Session:
             self.agent.holds(),
             self._judged_by(),
             f"longer by {config.num_frames - self._planned:,} frames: what changes until the last frame "
-            f"(the learning rate; with priorities, beta) went to frame {self._planned:,} and now stands where "
-            f"a run of {config.num_frames:,} frames has it"
+            f"(the learning rate; with priorities, beta) went to frame {self._planned:,} and now stands "
+            f"where a run of {config.num_frames:,} frames has it"
             if config.num_frames > self._planned
             else "",
         ]
