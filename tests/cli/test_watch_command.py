@@ -39,7 +39,7 @@ def test_the_film_shows_the_trained_policy_with_its_normaliser(
     with Image.open(out) as film:
         # The same picture twice in a row is one that is shown for longer.
         assert count / 2 < film.n_frames <= count
-    assert said[3] == f"written to {out}: {count} pictures, {count / 50:.0f} seconds"
+    assert said[3] == f"written to {out}: {count} pictures, {count / 50:.1f} s"
     # The same choices as the weights and the frozen moments of the checkpoint make.
     with playing(trained, read(trained)) as session:
         act = watch.acting(session.agent.greedy())

@@ -88,7 +88,7 @@ def film(run: Path, flags: Flags) -> None:
             print(f"episode {i + 1}: return {seen.total:.1f} in {len(seen.frames) - 1} steps{cut}")
     with whole_file(out) as partial:
         video.write(partial, pictures, fps)
-    print(f"written to {out}: {len(pictures)} pictures, {len(pictures) / fps:.0f} seconds")
+    print(f"written to {out}: {len(pictures)} pictures, {len(pictures) / fps:.1f} s")
 
 
 def _try_place(out: Path) -> None:

@@ -53,7 +53,7 @@ def of_one(world: World) -> list[Specimen]:
         Specimen("gae_wrong_v", f"GAE, λ = {LAMBDA:g}, V = 0", gae_weights(gamma, LAMBDA, wrong), "one"),
         Specimen(
             "cut_as_end",
-            f"GAE, λ = {LAMBDA:g}, V exact, a cut taken for an end",
+            "GAE, cut taken for end",
             gae_weights(gamma, LAMBDA, v, cut_ends=True),
             "one",
         ),
