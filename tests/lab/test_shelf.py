@@ -224,3 +224,8 @@ def test_a_baseline_is_taken_off_and_a_scale_divided_by() -> None:
     assert torch.allclose(
         weights, torch.where(batch.mask, expected[:, None] / (3 * 3), 0), rtol=0, atol=1e-14
     )
+
+
+@pytest.mark.parametrize("name", ["hurry", "two_states", "prompts"])
+def test_words_leave_room_for_the_numbers_in_a_window_of_80_letters(name: str) -> None:
+    assert max(len(one.what) for one in shelf(world(ZOO[name](), seed=0, spread=0.5))) <= 23

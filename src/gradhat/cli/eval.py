@@ -177,7 +177,8 @@ def report(place: str, flags: Flags) -> None:
     left_out = f", {drawn - len(questions)} more are too long" if len(questions) < drawn else ""
     print(f"model    {folder}\ntask     {flags.task}: {len(questions)} held-out questions{left_out}")
     sampled = measured(flags.temperature, flags.samples)
-    print(f"sampled  {line(sampled)}  temperature {flags.temperature:g}, {flags.samples} samples a question")
+    samples = "1 sample" if flags.samples == 1 else f"{flags.samples} samples"
+    print(f"sampled  {line(sampled)}  temperature {flags.temperature:g}, {samples} a question")
     if sampled.solved() is not None:
         passes = [(k, sampled.pass_at(k)) for k in powers(flags.samples)]
         print("         " + "  ".join(f"pass@{k} {share:.3f}" for k, share in passes if share is not None))
