@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from toy import Recorder
 
+from gradhat.algorithms.ascend import Step
 from gradhat.algorithms.grpo import Row, Settings, credit, update
 from gradhat.algorithms.grpo_family import FAMILY, MISMATCH
 from gradhat.algorithms.learner import GroupLearner
@@ -22,6 +23,7 @@ from gradhat.trajectories import Trajectories
 F64 = torch.float64
 THETA = torch.tensor([[0.3, -0.5, 1.0]], dtype=F64)
 SAMPLER = torch.tensor([[0.5, -0.1, 0.4]], dtype=F64)
+MOVED = torch.tensor([[0.9, -0.8, 0.2]], dtype=F64)
 FAR = torch.tensor([[-0.2, 0.6, 0.1]], dtype=F64)
 REWARDS = torch.tensor([1.0, 0.3, -0.5], dtype=F64)
 FREE = Settings(length=1, mismatch_cap=1e9, mismatch_low=0.0, mismatch_high=1e9)
@@ -62,9 +64,9 @@ def expected(row: Row, settings: Settings, size: int, sampler: Tensor = SAMPLER)
     return total
 
 
-def exact(kl_coef: float = 0.0) -> Tensor:
+def exact(kl_coef: float = 0.0, theta: Tensor = THETA) -> Tensor:
     """∇ of J − β KL(π ‖ π_ref)."""
-    theta = THETA.clone().requires_grad_()
+    theta = theta.clone().requires_grad_()
     logp = theta.log_softmax(-1)
     objective = (logp.exp() * (REWARDS - kl_coef * (logp - FAR.log_softmax(-1)))).sum()
     return torch.autograd.grad(objective, theta)[0]
@@ -109,6 +111,27 @@ def test_the_first_pass_is_never_clipped_however_far_the_sampler_is() -> None:
     found = expected(row("dr_grpo", "truncated"), tight, 2)
     torch.testing.assert_close(found, exact() / 2, rtol=0, atol=1e-12)
     assert (expected(row("dr_grpo", "none"), tight, 2) - exact() / 2).abs().max() > 1e-2
+
+
+class Mover(Recorder):
+    """It moves too: the first step leads from θ to another policy, whatever the gradient."""
+
+    def step(self) -> Step:
+        done = super().step()
+        with torch.no_grad():
+            next(iter(self.module.parameters())).copy_(MOVED)
+        return done
+
+
+def test_in_a_second_pass_the_weights_are_still_those_of_the_policy_that_was_recalled() -> None:
+    """π / π_old is the ratio's, π_old / sampler the weight's: together they give the gradient at π."""
+    twice, total = replace(FREE, clip_low=1.0, clip_high=1e9, num_epochs=2), torch.zeros_like(THETA)
+    for chance, group in groups(2):
+        policy = TabularPolicy(Logits(THETA.clone()))
+        mover = Mover(policy.module)
+        GroupLearner(policy, mover, row("dr_grpo", "truncated"), twice, None).learn(group)
+        total += chance * mover.gradient["theta"]
+    torch.testing.assert_close(total, (exact() + exact(theta=MOVED)) / 2, rtol=0, atol=1e-12)
 
 
 RATIO = (THETA.log_softmax(-1) - SAMPLER.log_softmax(-1)).exp()[0]
