@@ -81,7 +81,11 @@ CONTROL: dict[str, tuple[Any, str]] = {
     "expected_sarsa": (settings.ExpectedSarsa(7, TABLE), "zoo:chain"),
     "q_learning": (settings.QLearning(7, TABLE), "zoo:chain"),
     "reinforce_off": (
-        settings.Reinforce(2, 3, 2, OFF, reinforce.Settings(0.5, 0.9, "total", "critic")),
+        settings.Reinforce(2, 3, 2, OFF, reinforce.Settings(gamma=0.9, credit="total", baseline="critic")),
+        "continuous",
+    ),
+    "reinforce_off_average": (
+        settings.Reinforce(2, network=OFF, settings=reinforce.Settings(0.5, 0.9, "total", "moving_average")),
         "continuous",
     ),
     "a2c_off": (settings.A2C(6, OFF, a2c.Settings(0.9, 0.7, 0.3, 0.02, True)), "continuous"),

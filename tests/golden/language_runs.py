@@ -58,6 +58,7 @@ GRPO = TrainConfig(
     final_samples=5,
     checkpoint_every=3,
     keep_checkpoints=1,
+    full_checkpoints=2,
     max_skipped_steps=2,
     max_unjudged=3,
     seed=5,
