@@ -1,6 +1,6 @@
 """Time gradhat on the jobs that benchmarks/peers times for others. Prints one JSON line.
 
-python benchmarks/ours.py step|generate|train|ceiling|profile MODEL
+python benchmarks/ours.py step|generate|train|long|ceiling|profile MODEL
 """
 
 import argparse
@@ -26,6 +26,7 @@ from gradhat.rollouts.engine import Engine, Limits
 from gradhat.rollouts.episodes import Experience, Start, collect
 from gradhat.training.memory import keep_freed_memory
 from gradhat.training.optim import MasterAdamW
+from gradhat.training.text.model import compute_dtype
 from gradhat.trajectories import Trajectories
 
 TASK = "reasoning_gym:chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1"
@@ -54,7 +55,7 @@ class Job:
     """The reference job: 8 prompts x 8 completions of at most 32 tokens, one AdamW step on all of them."""
 
     def __init__(self, model: Path) -> None:
-        self.network = load(model, torch.bfloat16)
+        self.network = load(model, compute_dtype("auto"))
         self.chat = Chat.read(model)
         self.policy = LanguagePolicy(self.network)
         self.engine = Engine(self.network, self.chat)
@@ -154,6 +155,29 @@ def train(model: Path, runs: int) -> dict[str, object]:
     }
 
 
+def long(model: Path, _runs: int) -> dict[str, object]:
+    """Peak memory of one step on a completion of 480 tokens among 60 of 60, behind one prompt of 45."""
+    job, lengths = Job(model), torch.tensor([480] + [60] * 60)
+    before = peak_gib()
+    mask = torch.arange(480) < lengths[:, None]
+    draw = torch.Generator().manual_seed(0)
+    vocabulary = job.network.config.vocab_size
+    prompt = tuple(torch.randint(vocabulary, (45,), generator=draw).tolist())
+    actions = torch.randint(vocabulary, mask.shape, generator=draw) * mask
+    zeros, group = torch.zeros(mask.shape), torch.zeros(len(lengths), dtype=torch.long)
+    ends = mask & (torch.arange(480) == lengths[:, None] - 1)
+    batch = Trajectories(
+        [prompt] * len(lengths), actions, mask, zeros, zeros, ends, ends & False, group, group
+    )
+    start = time.perf_counter()
+    job.learn(batch, every_group=True)
+    return {
+        "seconds": round(time.perf_counter() - start, 1),
+        "loaded_gib": round(before, 2),
+        "peak_gib": round(peak_gib(), 2),
+    }
+
+
 def ceiling(_model: Path, runs: int) -> dict[str, object]:
     """The machine's own rate of bfloat16 products, at the sizes of decoding and of training."""
     rates: dict[str, object] = {}
@@ -185,7 +209,7 @@ def profile(model: Path, _runs: int) -> dict[str, object]:
 
 def main() -> None:
     """Run one measurement."""
-    measurements = {f.__name__: f for f in (step, generate, train, ceiling, profile)}
+    measurements = {f.__name__: f for f in (step, generate, train, long, ceiling, profile)}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=measurements)
     parser.add_argument("model", nargs="?", default="smollm2-135m")
