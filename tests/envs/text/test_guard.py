@@ -181,6 +181,9 @@ def interrupted() -> None:
     raise KeyboardInterrupt
 
 
+# Time may be up while a callback of the garbage collector runs, from which Python lets no error out: it tells
+# of it, and the next alarm stops the task.
+@pytest.mark.filterwarnings("ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_in_a_late_task_is_ctrl_c() -> None:
     def late() -> None:
         with suppress(TimeUp):
