@@ -82,6 +82,15 @@ def tensors(state: Any) -> dict[str, Tensor]:
     }
 
 
+def coming_bytes(state: Any) -> int:
+    """Return how many bytes `tensors` gains with the first steps of its optimisers: Adam makes the two moments
+    of a parameter then.
+    """
+    waiting = [part for part in vars(state).values() if isinstance(part, Optimizer) and not part.state]
+    parameters = [p for optimizer in waiting for p in optimizer.param_groups[0]["params"]]
+    return 2 * sum(p.numel() * p.itemsize for p in parameters)
+
+
 def load(state: Any, saved: Mapping[str, Tensor]) -> None:
     """Put what `tensors` returned into a state made by `init` with the same settings.
 

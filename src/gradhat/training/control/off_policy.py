@@ -173,7 +173,7 @@ class OffPolicyAgent:
 
     def saved_bytes(self) -> int:
         without = [tensor for name, tensor in self.state().items() if not name.startswith("replay/")]
-        return num_bytes(without) + self.replay.num_bytes
+        return num_bytes(without) + off_policy.coming_bytes(self.parts.state) + self.replay.num_bytes
 
     def restore(self, state: dict[str, Tensor]) -> None:
         plain = unpacked(state["plain"])
