@@ -83,8 +83,8 @@ def tensors(state: Any) -> dict[str, Tensor]:
 
 
 def coming_bytes(state: Any) -> int:
-    """Return how many bytes `tensors` gains with the first steps of its optimisers: Adam makes the two moments
-    of a parameter then.
+    """Return how many bytes `tensors` gains when its optimisers take their first step: Adam makes its two
+    moments of a parameter then.
     """
     waiting = [part for part in vars(state).values() if isinstance(part, Optimizer) and not part.state]
     parameters = [p for optimizer in waiting for p in optimizer.param_groups[0]["params"]]

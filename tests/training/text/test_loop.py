@@ -742,6 +742,25 @@ def test_a_run_says_at_its_start_what_its_checkpoints_take(
     assert kept == pytest.approx(4 * size, rel=0.1)
 
 
+def test_what_a_run_holds_already_is_room_for_what_replaces_it(
+    config: TrainConfig,
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = shutil.copytree(straight, tmp_path / "run")
+    size = sum(file.stat().st_size for file in path.glob("checkpoints/step_000006/model.safetensors"))
+
+    def usage(place: Path) -> Any:
+        return shutil._ntuple_diskusage(0, 0, 4 * size)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    resume(replace(config, num_steps=7), path)
+    out = capsys.readouterr().out
+    assert "more while one is written" in out and "too little" not in out
+
+
 def test_weights_alone_are_nothing_to_go_on_from(config: TrainConfig, tmp_path: Path) -> None:
     path = start(config, tmp_path / "run")
     newest, before = checkpoint.steps(path / "checkpoints")
