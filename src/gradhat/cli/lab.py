@@ -123,7 +123,7 @@ def prepare(out: Path | None, name: str) -> tuple[Path, list[Path]]:
 
     RunError if it holds something, or cannot be made or written.
     """
-    from gradhat.training.run_folder import reserved, writing
+    from gradhat.training.run_folder import ELSEWHERE, reserved, writing
 
     folder = out or Path("runs") / f"lab-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if out is None:
@@ -133,7 +133,7 @@ def prepare(out: Path | None, name: str) -> tuple[Path, list[Path]]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"write results to {folder}: found something there. Choose another --out.")
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    with writing(folder, todo="Choose an --out that can be written."):
+    with writing(folder, todo=ELSEWHERE):
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
     return folder, missing

@@ -204,12 +204,12 @@ def write(
 ) -> None:
     """Draw the figure and write it twice."""
     from gradhat.lab.curves import figure
-    from gradhat.training.run_folder import whole_file, writing
+    from gradhat.training.run_folder import ELSEWHERE, whole_file, writing
     from gradhat.training.sweeps.results import possible
 
     names = {"frames": "environment frames", "steps": "steps", "time": "seconds of training"}
     made = figure(lines, title=title(runs, y), panel=panel(lines), x=names[x], y=y, possible=possible(y))
-    with writing(stem.parent, todo="Choose an --out that can be written."):
+    with writing(stem.parent, todo=ELSEWHERE):
         stem.parent.mkdir(parents=True, exist_ok=True)
     for ending in ENDINGS:
         with whole_file(stem.with_name(stem.name + ending)) as partial:

@@ -64,7 +64,7 @@ def film(run: Path, flags: Flags) -> None:
     from gradhat.envs import video
     from gradhat.training.control.config import env_kwargs
     from gradhat.training.control.session import placed, playing
-    from gradhat.training.run_folder import whole_file, writing
+    from gradhat.training.run_folder import ELSEWHERE, whole_file, writing
     from gradhat.training.seed import derive
 
     config = placed(f"gradhat watch {run}", read(run), flags.env, trusted=flags.trust)
@@ -72,7 +72,7 @@ def film(run: Path, flags: Flags) -> None:
     out = flags.out or run / ("watch.mp4" if find_spec("imageio_ffmpeg") else "watch.gif")
     pictures: list[video.Picture] = []
     fps = 0
-    with writing(out, todo="Choose an --out that can be written."):
+    with writing(out, todo=ELSEWHERE):
         _try_place(out)
     with playing(run, config) as session:
         act = acting(session.policy(flags.seed))

@@ -37,6 +37,9 @@ LATER = (
 )
 """What to do when a write fails in the middle of a run."""
 
+ELSEWHERE = "Choose an --out that can be written."
+"""What to do when nothing was written yet."""
+
 ASIDE = "aside"
 """The folder that holds what a resume took out of the way."""
 
@@ -69,7 +72,7 @@ class RunFolder:
         RunError if something is at `path` already or it cannot be written.
         """
         refuse_taken(path)
-        with writing(path, todo="Choose an --out that can be written."):
+        with writing(path, todo=ELSEWHERE):
             path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         run._acquire()
@@ -240,7 +243,7 @@ def reserved(base: Path) -> Path:
     """Make a new, empty folder `base`, or base-2, base-3 ... where that is taken, and return it."""
     for number in count(1):
         path = base if number == 1 else base.with_name(f"{base.name}-{number}")
-        with writing(path, todo="Choose an --out that can be written."):
+        with writing(path, todo=ELSEWHERE):
             path.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 path.mkdir()

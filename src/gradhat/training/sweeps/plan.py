@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradhat.errors import ConfigError, RunError
-from gradhat.training.run_folder import PARTIAL, lock, whole_file, writing
+from gradhat.training.run_folder import ELSEWHERE, PARTIAL, lock, whole_file, writing
 from gradhat.training.sweeps.grid import NAME, Point, flat, name_of, shown, varying
 
 PLAN = "sweep.json"
@@ -70,7 +70,7 @@ def begun(found: Plan, command: Sequence[str]) -> Generator[Plan]:
     RunError when another sweep is running there, whose sweep.json is left as it is, or when the folder cannot
     be written. What another sweep has added since `found` was made counts: the plan is made again inside.
     """
-    with writing(found.folder, todo="Choose an --out that can be written."):
+    with writing(found.folder, todo=ELSEWHERE):
         found.folder.mkdir(parents=True, exist_ok=True)
     with locked(found.folder):
         inside = plan(found.folder, [cell.point for cell in found.cells], found.keys)
