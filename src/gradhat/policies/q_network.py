@@ -83,7 +83,9 @@ class Mean(nn.Module):
 
     def forward(self, scores: Tensor) -> Tensor:
         """Map `[*N, A, K]` to Q = Σ_k p_k z_k, `[*N, A]`."""
-        return scores.softmax(-1) @ self.atoms
+        # A matrix product rounds its rows differently on some processors, and actions that are alike then
+        # no longer tie.
+        return (scores.softmax(-1) * self.atoms).sum(-1)
 
 
 class QNetwork(nn.Module):

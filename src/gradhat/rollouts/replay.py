@@ -97,7 +97,7 @@ class Replay:
         """Running sum over environments of the steps that are there."""
         self._offsets = np.arange(n_step) * num_envs
         self._steps = np.arange(n_step)
-        self._discounts = (gamma ** np.arange(n_step + 1)).astype(np.float32)
+        self._discounts = gamma ** np.arange(n_step + 1.0)
         self._plan = {"gamma": gamma, "n_step": n_step, "alpha": alpha}
         self._alpha = alpha
         self._tree = None if alpha is None else SumTree(self.capacity)
@@ -266,15 +266,19 @@ class Replay:
         def rows(name: str, index: Ints) -> Tensor:
             return torch.from_numpy(self._ring[name].take(index, 0))
 
+        def rounded(x: NDArray[np.float64]) -> Tensor:
+            # Sums in float32 would differ from one processor to the next.
+            return torch.from_numpy(x.astype(np.float32))
+
         return Transitions(
             observations=rows("observations", index),
             actions=rows("actions", index),
-            rewards=torch.from_numpy(rewards @ self._discounts[:-1]),
+            rewards=rounded(rewards @ self._discounts[:-1]),
             next_observations=rows("next_observations", final),
             terminated=rows("terminated", final),
-            discounts=torch.from_numpy(self._discounts[last + 1]),
-            later=torch.from_numpy(later.sum(1)),
-            later_logp=torch.from_numpy((later * self._ring["logp"][steps]).sum(1)),
+            discounts=rounded(self._discounts[last + 1]),
+            later=rounded(later.sum(1)),
+            later_logp=rounded((later * self._ring["logp"][steps]).sum(1)),
             weights=torch.from_numpy(weights),
             index=torch.from_numpy(index),
         )
