@@ -70,7 +70,9 @@ ONE_PASS = replace(
 )
 CONFIGS = {
     "run_grpo": GRPO,
-    "run_rloo": replace(ONE_PASS, algorithm="rloo", mismatch="masked", mismatch_low=0.3, mismatch_high=7.0),
+    "run_rloo": replace(
+        ONE_PASS, algorithm="rloo", lr_end=1e-3, mismatch="masked", mismatch_low=0.3, mismatch_high=7.0
+    ),
     "run_reinforce": replace(
         ONE_PASS,
         template_args=("loud=true",),

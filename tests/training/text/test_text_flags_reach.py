@@ -71,6 +71,7 @@ LEARNED: dict[str, Case] = {
     "max_new_tokens": Case(5),
     "temperature": Case(0.7),
     "lr": Case(2e-2),
+    "lr_end": Case(1e-3, {"lr_warmup_steps": 1}),
     "lr_warmup_steps": Case(0),
     "betas": Case((0.5, 0.6)),
     "weight_decay": Case(0.5),

@@ -15,7 +15,7 @@ from gradhat.errors import TaskError
 from gradhat.rollouts.engine import Engine, Limits
 from gradhat.training.loop import train
 from gradhat.training.run_folder import RunFolder
-from gradhat.training.text.config import TrainConfig, to_json
+from gradhat.training.text.config import TrainConfig, learning_rate, to_json
 from gradhat.training.text.session import prepare
 
 Start = Callable[..., tuple[Path, list[dict[str, Any]]]]
@@ -184,3 +184,53 @@ def test_a_sampler_that_claims_other_probabilities_is_corrected_for(
     assert corrected["grad_norm"] == pytest.approx(plain["grad_norm"] / 2, rel=1e-4)
     assert corrected["mismatch/weight_mean"] == pytest.approx(1 / 2, abs=1e-5)
     assert (masked["grad_norm"], masked["mismatch/frac_bounded"]) == (0, 1)
+
+
+def test_the_learning_rate_rises_falls_and_follows_the_longer_run(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By hand: half way up, up, then down in a straight line to the last step, of the longer run too."""
+    falling = replace(config, num_steps=4, lr_warmup_steps=2, lr=1e-3, lr_end=2e-4, checkpoint_every=4)
+
+    def rates() -> list[float]:
+        lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+        return [line["learning_rate"] for line in lines if "learning_rate" in line]
+
+    with RunFolder.create(tmp_path / "run", to_json(falling)) as run:
+        assert train(run, prepare(falling)) == 0
+    assert rates() == pytest.approx([5e-4, 1e-3, 6e-4, 2e-4])
+    assert "longer by" not in capsys.readouterr().out
+    longer = replace(falling, num_steps=6)
+    with RunFolder.open(tmp_path / "run") as run:
+        assert train(run, prepare(longer), config=to_json(longer)) == 0
+    assert rates()[4:] == pytest.approx([4e-4, 2e-4])
+    assert "longer by 2 steps: the learning rate went to 0.0002 at step 4" in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_a_plan_is_gone_on_from(start: Start, config: TrainConfig) -> None:
+    path, before = start()
+    state = path / f"checkpoints/step_{config.num_steps:06d}/state.json"
+    kept = json.loads(state.read_text())
+    del kept["cursor"]["num_steps"]
+    state.write_text(json.dumps(kept))
+    longer = replace(config, num_steps=config.num_steps + 1)
+    with RunFolder.open(path) as run:
+        assert train(run, prepare(longer), config=to_json(longer)) == 0
+    steps = [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert steps.count(before[-1]["step"] + 1) == 2  # The step, and the final measurement.
+
+
+@pytest.mark.parametrize(
+    ("warmup", "end", "wanted"),
+    [
+        (0, 0.0, [4.0, 2.0, 0.0]),
+        (1, 0.0, [4.0, 2.0, 0.0]),
+        (2, None, [2.0, 4.0, 4.0]),
+        (3, 1.0, [4 / 3, 8 / 3, 4.0]),
+        (4, 1.0, [1.0, 2.0, 3.0]),
+        (0, 8.0, [4.0, 6.0, 8.0]),
+    ],
+)
+def test_the_learning_rate_of_each_step(warmup: int, end: float | None, wanted: list[float]) -> None:
+    config = TrainConfig(num_steps=3, lr=4.0, lr_warmup_steps=warmup, lr_end=end)
+    assert [learning_rate(config, step) for step in (1, 2, 3)] == pytest.approx(wanted)

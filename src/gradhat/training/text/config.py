@@ -65,8 +65,11 @@ class TrainConfig:
     """Of the sampling distribution, which is also the policy that is trained."""
     lr: float = 1e-5
     """AdamW's learning rate after the warmup."""
+    lr_end: float | None = None
+    """The learning rate of the last step; it goes there in a straight line after the warmup. None stays at
+    `lr`."""
     lr_warmup_steps: int = 5
-    """Steps over which the learning rate rises linearly to `lr`; 0 starts at `lr`."""
+    """Steps over which the learning rate rises linearly to `lr`; 0 and 1 start at `lr`."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay of the first and of the second moment."""
     weight_decay: float = 0.0
@@ -129,6 +132,18 @@ class TrainConfig:
     """Compute type; auto is bfloat16 where the processor multiplies it natively. Masters are float32."""
 
 
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Return AdamW's learning rate of `step`, which counts from 1."""
+    if step <= config.lr_warmup_steps:
+        return config.lr * (step / config.lr_warmup_steps)
+    if config.lr_end is None:
+        return config.lr
+    # Where there is no warmup the first step has `lr` in full, as the last step of a warmup has.
+    risen = max(1, config.lr_warmup_steps)
+    share = (step - risen) / max(1, config.num_steps - risen)
+    return config.lr + (config.lr_end - config.lr) * share
+
+
 def to_json(config: TrainConfig) -> dict[str, Any]:
     """Return `config` as plain values, tuples as lists: the content of a run's config.json."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
@@ -168,6 +183,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (COUNTS, lambda v: v >= 1, "1 or more"),
     (("lr_warmup_steps", "max_replacements"), lambda v: v >= 0, "0 or more"),
     (("lr", "weight_decay", "kl_coef", "clip_high"), lambda v: 0 <= v < math.inf, "0 or more"),
+    (("lr_end",), lambda v: v is None or 0 <= v < math.inf, "0 or more"),
     (("temperature", "max_grad_norm", "mismatch_cap"), lambda v: 0 < v < math.inf, "more than 0"),
     (("clip_low", "baseline_decay", "mismatch_low"), lambda v: 0 <= v <= 1, "0 to 1"),
     (("mismatch_high",), lambda v: 1 <= v < math.inf, "1 or more"),

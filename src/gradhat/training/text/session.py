@@ -26,7 +26,7 @@ from gradhat.training.optim import MasterAdamW
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.seed import derive
 from gradhat.training.text import metrics, model_checkpoint
-from gradhat.training.text.config import ROUNDING, TrainConfig
+from gradhat.training.text.config import ROUNDING, TrainConfig, learning_rate
 from gradhat.training.text.evaluate import Measurement, Scale, measure
 from gradhat.training.text.learner import make_learner
 from gradhat.training.text.model import compute_dtype, find, folder_of, set_threads
@@ -66,6 +66,8 @@ class Session:
     scale: Scale = field(default_factory=Scale)
     """Of the rewards so far, in training and in measurements."""
     model_is_gone: bool = False
+    planned: int = 0
+    """The last step that the learning rate went to before the run was made longer."""
     longer: str = "--num-steps"
     rounding: tuple[str, ...] = ROUNDING
     line: dict[str, float] = field(default_factory=dict[str, float])
@@ -77,6 +79,7 @@ class Session:
     def cursor(self) -> dict[str, Any]:
         """Return what `resume` needs besides weights and moments, as plain values."""
         counts = {"version": self.version, "skipped": self.skipped, "num_tokens": self.num_tokens}
+        counts["num_steps"] = self.num_steps
         kept = {"source": self.source.state(), "learner": self.learner.state()}
         return {**kept, **counts, "scale": asdict(self.scale)}
 
@@ -84,10 +87,13 @@ class Session:
         """Stand where the checkpoint was taken."""
         self.optimizer.restore(model_checkpoint.masters(found), model_checkpoint.optimizer(found))
         with checkpoint.fitting(found):
-            checkpoint.check_alike(found.cursor, self.cursor())
-            if not 0 <= found.cursor["source"]["level"] < len(self.source.levels):
-                raise ValueError(f"level {found.cursor['source']['level']} of {len(self.source.levels)}")
-            self._stand(found.step, found.cursor)
+            # Without a number of its own the learning rate of all steps was one: no plan to tell of.
+            cursor = {"num_steps": self.num_steps, **found.cursor}
+            checkpoint.check_alike(cursor, self.cursor())
+            if not 0 <= cursor["source"]["level"] < len(self.source.levels):
+                raise ValueError(f"level {cursor['source']['level']} of {len(self.source.levels)}")
+            self._stand(found.step, cursor)
+            self.planned = cursor["num_steps"]
 
     def retreat(self) -> bool:
         """Count back to the last whole step, where the weights are still those of it."""
@@ -138,7 +144,14 @@ class Session:
 
     def opening(self) -> str:
         """Return what is learned, and with what."""
-        return f"{described(self.config, self.engine.model)}\n{self.tried.lines(self.config)}"
+        lines = [described(self.config, self.engine.model), self.tried.lines(self.config)]
+        more = self.num_steps - self.planned
+        if self.config.lr_end is not None and self.planned and more > 0:
+            lines.append(
+                f"longer by {more:,} steps: the learning rate went to {self.config.lr_end:g} at step "
+                f"{self.planned:,} and now stands where a run of {self.num_steps:,} steps has it"
+            )
+        return "\n".join(lines)
 
     def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> str:
         """Return the line of progress."""
@@ -161,7 +174,7 @@ class Session:
         config, clock = self.config, Clock()
         self.began = self.cursor(), self.optimizer.moves
         self.step += 1
-        self.optimizer.lr = config.lr * min(1.0, self.step / max(1, config.lr_warmup_steps))
+        self.optimizer.lr = learning_rate(config, self.step)
         experience, num_too_long = _sample(self)
         clock.lap("sample")
         batch, learned = self.learner.learn(experience.sampled.select(experience.chosen))
