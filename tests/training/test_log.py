@@ -12,6 +12,7 @@ from gradhat.training.text.progress import progress_line
 from gradhat.trajectories import Record, Verdict
 
 METRICS = {
+    "num_groups": 8.0,
     "reward": 0.5,
     "reward_low": 0.4,
     "reward_high": 0.6,
@@ -37,8 +38,8 @@ GRADED = {
 }
 
 
-def line(step: int, metrics: Mapping[str, float], left: float, scale: float = 1.0, prompts: int = 8) -> str:
-    return progress_line(step, 100, metrics, left, scale=scale, num_prompts=prompts)
+def line(step: int, metrics: Mapping[str, float], left: float, scale: float = 1.0) -> str:
+    return progress_line(step, 100, metrics, left, scale=scale)
 
 
 def log_of_100(done: int = 0, known: Mapping[str, float] | None = None, *, out: TextIO) -> Log:
@@ -59,8 +60,8 @@ def test_without_an_accuracy_the_line_shows_the_expected_return() -> None:
 
 
 def test_few_questions_are_counted_in_place_of_an_interval() -> None:
-    few = {"held_out/num_questions": 2.0, "held_out/reward": 0.25, "reward": 0.5}
-    assert line(1, few, math.nan, prompts=2) == "step 1/100  held-out reward 0.250 (n=2)  reward 0.500 (n=2)"
+    few = {"held_out/num_questions": 2.0, "held_out/reward": 0.25, "reward": 0.5, "num_groups": 2.0}
+    assert line(1, few, math.nan) == "step 1/100  held-out reward 0.250 (n=2)  reward 0.500 (n=2)"
 
 
 def test_a_measurement_takes_the_place_of_the_one_before_whatever_that_had() -> None:
@@ -72,7 +73,7 @@ def test_a_measurement_takes_the_place_of_the_one_before_whatever_that_had() -> 
 
 def test_what_is_unknown_is_left_out() -> None:
     assert line(0, HELD_OUT, math.nan) == "step 0/100  held-out accuracy 0.470 [0.410, 0.530]"
-    assert "[" not in line(1, {"reward": 0.5}, math.nan)
+    assert "[" not in line(1, {"reward": 0.5, "num_groups": 3.0}, math.nan)
 
 
 def test_the_held_out_accuracy_stays_on_the_line_between_measurements() -> None:

@@ -122,6 +122,7 @@ def test_what_nobody_could_judge_is_counted_and_in_no_other_number() -> None:
     assert found["num_unjudged"] == 3
     assert known["num_unjudged"] == 0
     assert found["reward"] == pytest.approx((0.5 + 1 + 0.5) / 3)  # a mean over prompts; the last has none
+    assert (found["num_groups"], known["num_groups"]) == (3, 2)
     assert found["sampled/reward"] == pytest.approx(3 / 5)
     for key in ("reward_std", "frac_reward_zero_std"):  # of the two groups that are whole
         assert found[key] == known[key]

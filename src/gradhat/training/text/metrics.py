@@ -40,6 +40,7 @@ def _of_judged(
     interval = reward_interval(rewards, scale)
     lengths = [int(n) for n in first.mask.sum(-1)]
     metrics = {
+        "num_groups": float(len(rewards)),
         "reward": interval.mean,
         "sampled/reward": float(sampled.returns().mean()),
         "completions/mean_length": sum(lengths) / len(lengths),

@@ -14,7 +14,6 @@ def progress_line(
     seconds_left: float,
     *,
     scale: float,
-    num_prompts: int,
 ) -> str:
     """Return the one line of progress. What has not been measured yet is left out.
 
@@ -23,8 +22,9 @@ def progress_line(
     parts = [f"step {step}/{num_steps}"]
     if "held_out/reward" in metrics:
         parts.append(f"held-out {judged(metrics, 'held_out', scale)}")
-    if "reward" in metrics:
-        parts.append(f"reward {written(ends(metrics, 'reward'), num_prompts, scale)}")
+    if "num_groups" in metrics:
+        count = int(metrics["num_groups"])
+        parts.append(f"reward {written(ends(metrics, 'reward'), count, scale)}")
     if metrics.get("num_replaced"):
         parts.append(f"replaced {metrics['num_replaced']:.0f}")
     if metrics.get("num_unjudged"):

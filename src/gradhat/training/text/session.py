@@ -155,14 +155,7 @@ class Session:
 
     def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> str:
         """Return the line of progress."""
-        return progress_line(
-            step,
-            self.num_steps,
-            metrics,
-            seconds_left,
-            scale=self.scale.scale(),
-            num_prompts=self.config.num_prompts,
-        )
+        return progress_line(step, self.num_steps, metrics, seconds_left, scale=self.scale.scale())
 
     def before(self, run: RunFolder) -> dict[str, float]:
         """Measure the untrained model on every held-out question."""
