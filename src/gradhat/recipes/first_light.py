@@ -15,7 +15,7 @@ def first_light() -> TrainConfig:
         num_steps=30,
         max_new_tokens=16,
         lr=3e-5,
-        # Near the end almost every group is silent. The few that are not would move the weights at full length.
+        # Near the end almost every group is silent; the few others would move the weights at full length.
         lr_end=0.0,
         checkpoint_every=10,
     )
