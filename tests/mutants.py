@@ -116,8 +116,11 @@ for name in mutate_file_contents(str(file), file.read_text()).mutant_names:
 def run(place: Path, *words: str) -> str:
     """Run mutmut in `place` and return what it prints. Ends the program where mutmut cannot go on."""
     program = [str(Path(sys.executable).with_name("mutmut")), *words]
-    # A test that starts a Python of its own must meet the same bugs there.
-    environment = os.environ | {"PYTHONPATH": str(place / "mutants" / "src"), "OMP_NUM_THREADS": "1"}
+    # A test that starts a Python of its own must meet the same bugs there. Python never looks again into a
+    # folder of its path that was not there when it started.
+    source = place / "mutants" / "src"
+    source.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(program, cwd=place, capture_output=True, text=True, env=environment)
     if done.returncode:
         # Its spinner writes thousands of lines that end without a line feed.

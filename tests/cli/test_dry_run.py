@@ -105,10 +105,15 @@ def test_nothing_is_fetched(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADHAT_CACHE", str(here / "cache"))
+    (here / "torn.gguf").write_bytes(b"GGUF")
+    for model, wanted in (("torn.gguf", "as GGUF failed"), ("hf:", "is written hf:owner/name")):
+        assert main(["train", "--task", "q.jsonl", "--model", model, "--dry-run"]) == 1
+        assert wanted in capsys.readouterr().err
     (here / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("gradhat.policies.language.weights.described", lambda file: None)
     for model in ("smollm2-135m", "hf:owner/name", "model.gguf"):
         assert main(["train", "--task", "q.jsonl", "--model", model, "--dry-run"]) == 0
-        assert "not on this machine yet" in capsys.readouterr().err
+        assert "not ready on this machine" in capsys.readouterr().err
     assert not (here / "cache").exists()
 
 

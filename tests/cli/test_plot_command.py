@@ -200,3 +200,15 @@ def test_a_run_of_the_trainer_is_read_like_these(tmp_path: Path) -> None:
     assert {found.kind.length, found.kind.place, "seed", "learning.network.lr"} <= set(found.settings)
     ((_, (places, _)),) = [item for item in lines_of([tmp_path / "run"]).items() if item[0] != "notes"]
     assert places[0] == 0 and len(places) == 3
+
+
+def test_a_picture_that_cannot_be_written_may_lie_elsewhere(
+    grid: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_only(*_: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("gradhat.training.run_folder.publish", read_only)
+    assert main(["plot", str(grid)]) == 1
+    said = capsys.readouterr().err
+    assert "Read-only file system. Choose an --out that can be written." in said and "--resume" not in said

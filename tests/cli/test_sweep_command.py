@@ -10,6 +10,7 @@ import pytest
 
 from gradhat.cli import sweep
 from gradhat.cli.main import main
+from gradhat.training import run_folder
 from gradhat.training.sweeps.plan import locked
 
 FAKE = Path(__file__).parent.parent / "training" / "sweeps" / "fake_train.py"
@@ -310,3 +311,23 @@ def test_a_real_sweep_of_text_runs(
     assert [row["runs"] for row in table(tmp_path / "s/table.csv")] == ["2", "2"]
     assert main(["plot", f"{tmp_path}/s", "--y", "reward"]) == 0
     assert (tmp_path / "s/reward-steps.svg").exists()
+
+
+def test_a_plan_or_a_table_that_cannot_be_written_is_for_another_time(
+    fake: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish = run_folder.publish
+
+    def full(partial: Path, path: Path) -> None:
+        if path.name == name:
+            raise OSError(28, "No space left on device")
+        publish(partial, path)
+
+    monkeypatch.setattr(run_folder, "publish", full)
+    for name in ("sweep.json", "table.csv"):
+        assert main(words("ppo --seed 0 1 --out s")) == 1
+        said = capsys.readouterr().err
+        assert f"{name}: No space left on device. Make room" in said and "the same command again" in said
+    name = ""
+    assert main(words("ppo --seed 0 1 --out s")) == 0
+    assert "2 runs, 2 of them finished before" in capsys.readouterr().out

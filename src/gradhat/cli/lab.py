@@ -142,7 +142,7 @@ def prepare(out: Path | None, name: str) -> tuple[Path, list[Path]]:
 def write(folder: Path, report: "Report", config: dict[str, Any]) -> None:
     """Write config, environment, tables as CSV and JSON, and figures as PNG and SVG, each file whole."""
     from gradhat.training.machine import describe
-    from gradhat.training.run_folder import whole_file
+    from gradhat.training.run_folder import ELSEWHERE, whole_file
 
     results = {
         "question": report.question,
@@ -159,11 +159,11 @@ def write(folder: Path, report: "Report", config: dict[str, Any]) -> None:
         **{f"{table.name}.csv": as_csv(table) for table in report.tables},
     }
     for name, text in texts.items():
-        with whole_file(folder / name) as partial:
+        with whole_file(folder / name, ELSEWHERE) as partial:
             partial.write_text(text)
     for name, figure in report.figures.items():
         for kind in ("png", "svg"):
-            with whole_file(folder / f"{name}.{kind}") as partial:
+            with whole_file(folder / f"{name}.{kind}", ELSEWHERE) as partial:
                 figure.savefig(partial, format=kind, dpi=160)
 
 

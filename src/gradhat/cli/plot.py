@@ -212,7 +212,7 @@ def write(
     with writing(stem.parent, todo=ELSEWHERE):
         stem.parent.mkdir(parents=True, exist_ok=True)
     for ending in ENDINGS:
-        with whole_file(stem.with_name(stem.name + ending)) as partial:
+        with whole_file(stem.with_name(stem.name + ending), ELSEWHERE) as partial:
             made.savefig(partial, format=ending[1:], dpi=160)
 
 

@@ -205,9 +205,9 @@ def show(file: Path, title: str, rows: list[dict[str, Any]], names: Mapping[str,
     """Print a table as people read it, and write `file` in full precision."""
     from gradhat.cli.lab import as_csv
     from gradhat.lab.report import Table
-    from gradhat.training.run_folder import whole_file
+    from gradhat.training.run_folder import AGAIN, whole_file
 
-    with whole_file(file) as partial:
+    with whole_file(file, AGAIN) as partial:
         partial.write_text(as_csv(Table(file.stem, title, (), tuple(rows))))
     scales = {key: max(abs(row[key]) for row in rows) for key in rows[0] if f"{key}_low" in rows[0]}
     print_rows(title, [readable(row, names, scales) for row in rows], rest=file)

@@ -86,7 +86,7 @@ def film(run: Path, flags: Flags) -> None:
             fps = seen.fps
             cut = "" if seen.ended else ", cut there: --max-steps MORE shows on"
             print(f"episode {i + 1}: return {seen.total:.1f} in {len(seen.frames) - 1} steps{cut}")
-    with whole_file(out) as partial:
+    with whole_file(out, ELSEWHERE) as partial:
         video.write(partial, pictures, fps)
     print(f"written to {out}: {len(pictures)} pictures, {len(pictures) / fps:.1f} s")
 

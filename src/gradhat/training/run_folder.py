@@ -38,6 +38,7 @@ LATER = (
 """What to do when a write fails in the middle of a run."""
 
 ELSEWHERE = "Choose an --out that can be written."
+AGAIN = "Make room or make it writable, then give the same command again: what is done stays."
 """What to do when nothing was written yet."""
 
 ASIDE = "aside"
@@ -311,11 +312,12 @@ def reading(place: Path) -> Generator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Generator[Path]:
-    """Yield a temporary path to write. It is renamed to `path` on success and removed on failure."""
+def whole_file(path: Path, todo: str = LATER) -> Generator[Path]:
+    """Yield a temporary path to write. It is renamed to `path` on success and removed on failure, which is a
+    RunError that says `todo`."""
     partial = path.with_name(PARTIAL + path.name)
     try:
-        with writing(path):
+        with writing(path, todo):
             yield partial
             publish(partial, path)
     except BaseException:

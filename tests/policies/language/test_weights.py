@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import add_tokenizer, change_json, our_logits, peer, peer_logits
+from tiny import add_tokenizer, change_json, our_logits, peer, peer_logits, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradhat.errors import ModelError
@@ -481,7 +481,7 @@ def test_what_is_at_hand_is_what_needs_no_fetching(
 ) -> None:
     monkeypatch.setenv("GRADHAT_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "small.gguf"
-    file.write_bytes(b"GGUF")
+    write_gguf(file)
     assert at_hand(str(folder)) == folder
     assert [at_hand(name) for name in ("smollm2-135m", str(file), "hf:owner/name")] == [None, None, None]
     models = tmp_path / "cache" / "models"
@@ -491,3 +491,11 @@ def test_what_is_at_hand_is_what_needs_no_fetching(
     assert at_hand(str(file)) == models / gguf_key(file)
     with pytest.raises(ModelError, match="unknown"):
         at_hand(str(tmp_path / "nothing"))
+    with pytest.raises(ModelError, match=r"hf:owner is unknown: a model of the hub is written hf:owner/name"):
+        at_hand("hf:owner")
+    (tmp_path / "torn.gguf").write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ModelError, match=r"torn\.gguf as GGUF failed"):
+        at_hand(str(tmp_path / "torn.gguf"))
+    file.write_bytes(file.read_bytes().replace(b"llama", b"camel"))
+    with pytest.raises(ModelError, match="holds the architecture 'camel'"):
+        at_hand(str(file))

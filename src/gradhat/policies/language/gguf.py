@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,18 +67,32 @@ def convert(file: Path, folder: Path) -> None:
 
     Raises ModelError for a damaged file, an architecture outside the shape, or an unsupported tokenizer.
     """
+    found = described(file)
+    config = found.config
+    write_json(folder / "config.json", config)
+    ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+    write_json(folder / "generation_config.json", ends)
+    found.tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", found.tokenizer_config)
+    write_tensors(file, config, found.tensors, folder)
+
+
+class Described(NamedTuple):
+    """What a GGUF file says of its model. The tensors are still quantised, and memory-mapped."""
+
+    config: Json
+    tokenizer: "Tokenizer"
+    tokenizer_config: Json
+    tensors: list["ReaderTensor"]
+
+
+def described(file: Path) -> Described:
+    """Read all of a GGUF `file` but its weights. ModelError as of `convert`."""
     metadata, tensors = read(file)
     with sound(file):
         config = hugging_face_config(file, metadata, tensors)
         parse_config(config, file)
-        tokenizer = build_tokenizer(file, metadata)
-        described = tokenizer_config(metadata)
-    write_json(folder / "config.json", config)
-    ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
-    write_json(folder / "generation_config.json", ends)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", described)
-    write_tensors(file, config, tensors, folder)
+        return Described(config, build_tokenizer(file, metadata), tokenizer_config(metadata), tensors)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from gradhat.errors import ModelError
 from gradhat.places import exists, home, is_folder
 from gradhat.policies.language.alias import ALIASES, cached, fetch_smollm2, kept
 from gradhat.policies.language.config import COMPANIONS, own, read_config, read_json
-from gradhat.policies.language.gguf import convert
+from gradhat.policies.language.gguf import convert, described
 from gradhat.policies.language.transformer import Transformer, TransformerConfig
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -48,7 +48,7 @@ def resolve(model: str) -> Path:
     if model in ALIASES:
         return cached(model, fetch_smollm2)
     if model.startswith(HUB):
-        return from_hub(model.removeprefix(HUB))
+        return from_hub(check_hub_name(model))
     path = home(model)
     if is_folder(path):
         read_config(path)
@@ -66,15 +66,19 @@ def resolve(model: str) -> Path:
 def at_hand(model: str) -> Path | None:
     """Return the folder of `resolve(model)` where nothing has to be fetched or converted for it, else None.
 
-    ModelError for a name that is none.
+    ModelError for a name that is none, and for a GGUF file that is none.
     """
     if model in ALIASES:
         return kept(model)
     if model.startswith(HUB):
+        check_hub_name(model)
         return None
     path = home(model)
     if exists(path) and path.suffix == ".gguf" and not path.is_dir():
-        return kept(gguf_key(path))
+        found = kept(gguf_key(path))
+        if found is None:
+            described(path)
+        return found
     return resolve(model)
 
 
@@ -162,15 +166,21 @@ def gguf_key(file: Path) -> str:
     return f"{file.stem}-{hashlib.blake2b(mark.encode(), digest_size=6).hexdigest()}"
 
 
+def check_hub_name(model: str) -> str:
+    """Return "owner/name" of "hf:owner/name". ModelError where it is written otherwise."""
+    name = model.removeprefix(HUB)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is None:
+        raise ModelError(
+            f"The model {model} is unknown: a model of the hub is written {HUB}owner/name. "
+            "Look its name up on the hub."
+        )
+    return name
+
+
 def from_hub(name: str) -> Path:
     """Download the model `owner/name` from the hub, or find it in the hub's own cache."""
     from huggingface_hub import snapshot_download
 
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is None:
-        raise ModelError(
-            f"The model {HUB}{name} is unknown: a model of the hub is written {HUB}owner/name. "
-            "Look its name up on the hub."
-        )
     patterns = ["*.json", "model*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradhat.errors import ConfigError, RunError
-from gradhat.training.run_folder import ELSEWHERE, PARTIAL, lock, whole_file, writing
+from gradhat.training.run_folder import AGAIN, ELSEWHERE, PARTIAL, lock, whole_file, writing
 from gradhat.training.sweeps.grid import NAME, Point, flat, name_of, shown, varying
 
 PLAN = "sweep.json"
@@ -89,9 +89,9 @@ def write(found: Plan, command: Sequence[str]) -> None:
         "settings": {key: value for key, value in first.items() if key not in differ},
         "cells": {name: {key: own[key] for key in differ if key in own} for name, own in settings.items()},
     }
-    with whole_file(found.folder / PLAN) as partial:
+    with whole_file(found.folder / PLAN, AGAIN) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n")
-    with writing(found.folder):
+    with writing(found.folder, AGAIN):
         (found.folder / LOGS).mkdir(exist_ok=True)
 
 
