@@ -85,7 +85,8 @@ def rehearse(config: TrainConfig, run: Path | None = None) -> str:
     found = tried(config)
     folder, _ = folder_of(config, run, weights.at_hand)
     if folder is None:
-        return f"model  {config.model}: not ready on this machine, a run fetches or converts it\n{found.lines(config)}"
+        awaited = f"model  {config.model}: not ready on this machine, a run fetches or converts it"
+        return f"{awaited}\n{found.lines(config)}"
     chat, network = Chat.read(folder, config.template_args), weights.outline(folder)
     return f"{described(config, network)}\n{found.fitting(config, chat, network).lines(config)}"
 
