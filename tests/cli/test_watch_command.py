@@ -120,3 +120,13 @@ def test_what_cannot_be_watched_is_said_in_one_message(
         # Nothing was played.
         assert not said.out, words
     assert not (tmp_path / "a.avi").exists()
+
+
+def test_a_policy_of_an_environment_is_not_talked_to(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", str(trained)]) == 1
+    said = capsys.readouterr().err
+    assert (
+        f"found a policy of CartPole-v1, and no language model. Look at it: gradhat watch {trained}" in said
+    )

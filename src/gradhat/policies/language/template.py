@@ -52,8 +52,9 @@ def render(
             "gigabyte. Use the template that the model was published with."
         ) from lost
     if "text" not in reply:
+        reason = str(reply.get("error")).rstrip(".")
         raise ModelError(
-            f"The chat template fails on a conversation of {roles}: {reply.get('error')}. "
+            f"The chat template fails on a conversation of {roles}: {reason}. "
             "Use the roles, in the order, that the model was trained with."
         )
     return reply["text"]

@@ -159,7 +159,13 @@ def from_json(values: Any, origin: str) -> TrainConfig:
 
 def read(run: Path) -> TrainConfig:
     """Return the config of the run folder `run`. RunError when it is none, ConfigError for a wrong value."""
-    config = from_json(RunFolder(run).config(), str(run))
+    values = RunFolder(run).config()
+    if "learning" in values:
+        raise RunError(
+            f"read the run in {run}: found a policy of {values.get('env')}, and no language model. "
+            f"Look at it: gradhat watch {run}"
+        )
+    config = from_json(values, str(run))
     if not config.task:
         raise RunError(
             f"read the run in {run}: config.json names no task. Use the config.json that it was trained with."
