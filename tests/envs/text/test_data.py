@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from gradhat.envs.text.data import read_rows
 from gradhat.envs.text.load import load_task
 from gradhat.envs.text.task import check, draw, held_out, held_out_set, judge
 from gradhat.errors import GradhatError, TaskError
@@ -154,6 +155,13 @@ def test_a_bad_name_says_what_to_do(tmp_path: Path, spec: str, message: str) -> 
     (tmp_path / "empty").mkdir()
     with pytest.raises(TaskError, match=message):
         load_task(f"{tmp_path}/{spec}")
+
+
+def test_a_column_of_documents_is_no_hindrance_and_no_setting_of_the_module_stays(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    (tmp_path / "q.csv").write_text(f"question,answer,page\nOne?,1,{'x' * (before + 1)}\n")
+    assert [row["answer"] for row in read_rows(tmp_path / "q.csv")] == ["1"]
+    assert csv.field_size_limit() == before
 
 
 @pytest.mark.parametrize("name", ["q.jsonl", "q.csv", "q.parquet"])

@@ -24,6 +24,8 @@ from gradhat.places import is_file, is_folder
 from gradhat.trajectories import Verdict
 
 Row = dict[str, Any]
+LONGEST_FIELD = 2**31 - 1
+"""A column that nobody asks for may hold whole documents; the csv module stops at 128 KiB."""
 
 
 @dataclass(frozen=True)
@@ -170,15 +172,20 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            if None in row or None in row.values():
-                raise TaskError(
-                    f"{path}: line {reader.line_num} has other columns than the first line, which names "
-                    f"{', '.join(map(str, reader.fieldnames or []))}. Quote a comma that belongs to a text."
-                )
-            yield dict(row)
+    before = csv.field_size_limit(LONGEST_FIELD)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            for row in reader:
+                if None in row or None in row.values():
+                    raise TaskError(
+                        f"{path}: line {reader.line_num} has other columns than the first line, which names "
+                        f"{', '.join(map(str, reader.fieldnames or []))}. Quote a comma that belongs to a "
+                        "text."
+                    )
+                yield dict(row)
+    finally:
+        csv.field_size_limit(before)
 
 
 def _parquet(path: Path) -> Iterator[Row]:

@@ -88,7 +88,7 @@ class Session:
         self.optimizer.restore(model_checkpoint.masters(found), model_checkpoint.optimizer(found))
         with checkpoint.fitting(found):
             # Without a number of its own the learning rate of all steps was one: no plan to tell of.
-            cursor = {"num_steps": self.num_steps, **found.cursor}
+            cursor: dict[str, Any] = {"num_steps": self.num_steps, **found.cursor}
             checkpoint.check_alike(cursor, self.cursor())
             if not 0 <= cursor["source"]["level"] < len(self.source.levels):
                 raise ValueError(f"level {cursor['source']['level']} of {len(self.source.levels)}")
