@@ -38,8 +38,10 @@ LATER = (
 """What to do when a write fails in the middle of a run."""
 
 ELSEWHERE = "Choose an --out that can be written."
-AGAIN = "Make room or make it writable, then give the same command again: what is done stays."
 """What to do when nothing was written yet."""
+
+AGAIN = "Make room or make it writable, then give the same command again: what is done stays."
+"""What to do when the same command goes on where it stopped."""
 
 ASIDE = "aside"
 """The folder that holds what a resume took out of the way."""
