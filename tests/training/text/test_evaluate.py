@@ -126,6 +126,7 @@ def test_a_verdict_that_failed_is_none_of_the_rewards_that_a_run_has_seen() -> N
             failures=Failures(2),
         )
     assert (scale, found.scale) == (Scale(0.0, 1.0, 8), Scale(0.0, 1.0, 8))
+    assert [[record.prompt for record in group] for group in found.records] == [["a"] * 3, ["b"] * 3]
     assert found.accuracy() is not None and found.num_unjudged() == 2
 
 
