@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from gradhat.errors import TaskError
+from gradhat.errors import RunError, TaskError
 from gradhat.rollouts.engine import Engine, Limits
 from gradhat.training.loop import train
 from gradhat.training.run_folder import RunFolder
@@ -234,3 +234,15 @@ def test_a_checkpoint_without_a_plan_is_gone_on_from(start: Start, config: Train
 def test_the_learning_rate_of_each_step(warmup: int, end: float | None, wanted: list[float]) -> None:
     config = TrainConfig(num_steps=3, lr=4.0, lr_warmup_steps=warmup, lr_end=end)
     assert [learning_rate(config, step) for step in (1, 2, 3)] == pytest.approx(wanted)
+
+
+def test_a_cursor_that_does_not_fit_is_told_with_its_checkpoint(start: Start, config: TrainConfig) -> None:
+    path, _ = start()
+    state = path / f"checkpoints/step_{config.num_steps:06d}/state.json"
+    kept = json.loads(state.read_text())
+    kept["cursor"]["version"] = "two"
+    state.write_text(json.dumps(kept))
+    longer = replace(config, num_steps=config.num_steps + 1)
+    with RunFolder.open(path) as run, pytest.raises(RunError) as raised:
+        train(run, prepare(longer))
+    assert str(state.parent) in str(raised.value) and "cursor.version is 'two'" in str(raised.value)
