@@ -2,7 +2,9 @@
 
 Keys lie by position, from 0 on without gaps, and what is hidden lies behind what is seen. So a query's
 result is the same numbers added in the same order, alone or in a batch, in the sampler or in the trainer,
-at any length: in bfloat16, where the order decides digits, too.
+at any length: in bfloat16, where the order decides digits, too. Only a processor that emulates bfloat16
+adds the products of some hundred keys in blocks that hang on their number, and rounds one result in some
+thousand otherwise.
 
 Shapes: `B` rows, `Q` queries, `L` keys, `K` key-value heads, `S` query heads that share one of them, `D`
 head size.
