@@ -473,11 +473,7 @@ def test_training_finds_what_sampling_recorded(dtype: torch.dtype) -> None:
 def test_sampler_and_trainer_agree_at_every_length_in_any_company(
     dtype: torch.dtype, lengths: tuple[int, ...], new: int
 ) -> None:
-    """One arithmetic for both: with another kernel on one side the gap in bfloat16 is 0.03 to 0.06 here.
-
-    A processor that emulates bfloat16 adds the products of many keys in an order of its own, and then one
-    number in ten thousand is rounded to its other neighbour: one token may be off by some thousandths.
-    """
+    """One arithmetic for both: with another kernel on one side the gap in bfloat16 is 0.03 to 0.06 here."""
     model, random = network(dtype, sharpness=2, room=2100), np.random.default_rng(0)
     asked = [random.integers(VOCAB, size=n).tolist() for n in lengths]
     groups = engine(model, stop_ids=()).sample(asked, 2, Limits(new, seed=1))
@@ -491,9 +487,8 @@ def test_sampler_and_trainer_agree_at_every_length_in_any_company(
         together = policy.evaluate(batch).logp
         alone = policy.evaluate(batch.select([3])).logp
     gap = (together - batch.logp)[batch.mask].abs()
-    bound, rare = (1e-4, 1e-4) if dtype == torch.float32 else (1e-3, 1e-2)
-    said = f"mean {gap.mean():.5f}, max {gap.max():.5f}"
-    assert (gap <= bound).double().mean() >= 0.99 and gap.max() <= rare, said
+    bound = 1e-4 if dtype == torch.float32 else 1e-3
+    assert gap.max() <= bound, f"mean {gap.mean():.5f}, max {gap.max():.5f}"
     assert (alone[0, :7] - together[3, :7]).abs().max() <= bound
 
 

@@ -61,11 +61,7 @@ def test_what_is_hidden_changes_nothing() -> None:
 
 def test_in_bfloat16_company_and_padding_change_no_bit() -> None:
     """One query alone against the same one among others, with hidden keys behind what it sees. With a
-    softmax in bfloat16 one length in twenty gives other bits.
-
-    Processors that emulate bfloat16 add the products of some hundred keys in blocks whose length hangs on
-    how many there are: there a number in a thousand may be rounded to its other neighbour.
-    """
+    softmax in bfloat16 one length in twenty gives other bits."""
     torch.manual_seed(0)
     q, k, v = (3 * torch.randn(2, 2, *shape, 16) for shape in ((40, 3), (700,), (700,)))
     q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
@@ -77,6 +73,4 @@ def test_in_bfloat16_company_and_padding_change_no_bit() -> None:
             keys, values = k[:, :, :room].contiguous(), v[:, :, :room].contiguous()
             some = q[:, :, :count].contiguous()
             fewer = attention(some, keys, values, hide(seen[:, :count, :room], torch.float32))
-            same = fewer == among[:, :, :count]
-            assert same.all() if length < 256 else same.double().mean() >= 0.999, (length, room)
-            torch.testing.assert_close(fewer, among[:, :, :count], rtol=2**-7, atol=0)
+            assert torch.equal(fewer, among[:, :, :count]), (length, room)

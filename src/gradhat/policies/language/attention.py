@@ -2,9 +2,7 @@
 
 Keys lie by position, from 0 on without gaps, and what is hidden lies behind what is seen. So a query's
 result is the same numbers added in the same order, alone or in a batch, in the sampler or in the trainer,
-at any length: in bfloat16, where the order decides digits, too. Only a processor that emulates bfloat16
-adds the products of some hundred keys in blocks that hang on their number, and rounds one result in some
-thousand otherwise.
+at any length: in bfloat16, where the order decides digits, too.
 
 Shapes: `B` rows, `Q` queries, `L` keys, `K` key-value heads, `S` query heads that share one of them, `D`
 head size.
@@ -13,6 +11,10 @@ head size.
 import torch
 from torch import Tensor
 
+BLOCK = 256
+"""Keys of one product of weights and values. Over more of them some processors add in an order that hangs on
+how many there are."""
+
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1).
@@ -20,7 +22,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     `q` `[B, K, Q, S, D]`; `k`, `v` `[B, K, L, D]`; `bias` as of `hide`. Returns `[B, K, Q, S, D]`. The
     query heads of a key-value head are rows of one product, so keys are never repeated.
     """
-    return torch.bmm(_weights(q, k, bias), v.flatten(0, 1)).view(q.shape)
+    blocks = zip(_weights(q, k, bias).split(BLOCK, 2), v.flatten(0, 1).split(BLOCK, 1), strict=True)
+    first, *others = (torch.bmm(weights, values) for weights, values in blocks)
+    if not others:
+        return first.view(q.shape)
+    wide = first.to(torch.promote_types(q.dtype, torch.float32))
+    for block in others:
+        wide += block
+    return wide.to(q.dtype).view(q.shape)
 
 
 def attention_backward(
