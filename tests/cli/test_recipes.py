@@ -3,6 +3,8 @@
 import pytest
 
 from gradhat.cli.main import main
+from gradhat.recipes.first_light import first_light
+from gradhat.training.text.config import learning_rate
 
 
 def test_every_recipe_is_listed_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,3 +32,10 @@ def test_an_unknown_name_lists_the_known_ones(capsys: pytest.CaptureFixture[str]
 
 def test_recipes_takes_no_argument() -> None:
     assert main(["recipes", "--all"]) == 2
+
+
+def test_the_learning_rate_of_the_first_recipe_falls_to_nothing() -> None:
+    """As README says: what is left to learn at the end would push too hard."""
+    config = first_light()
+    assert learning_rate(config, config.lr_warmup_steps) == config.lr
+    assert learning_rate(config, config.num_steps) == pytest.approx(0.0, abs=1e-20)

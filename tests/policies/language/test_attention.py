@@ -74,3 +74,13 @@ def test_in_bfloat16_company_and_padding_change_no_bit() -> None:
             some = q[:, :, :count].contiguous()
             fewer = attention(some, keys, values, hide(seen[:, :count, :room], torch.float32))
             assert torch.equal(fewer, among[:, :, :count]), (length, room)
+
+
+@pytest.mark.parametrize("length", [255, 256, 257, 512, 700])
+def test_many_keys_are_added_block_by_block_and_none_is_lost(length: int) -> None:
+    torch.manual_seed(length)
+    q, k, v = (torch.randn(1, 1, *shape, 4, dtype=F64) for shape in ((2, 1), (length,), (length,)))
+    seen = torch.ones(1, 2, length, dtype=torch.bool)
+    seen[0, 0, length // 2 :] = False
+    ours, wanted = attention(q, k, v, hide(seen, F64)), naive(q, k, v, seen)
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-14)
