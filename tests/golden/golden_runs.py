@@ -109,7 +109,6 @@ CONTROL: dict[str, tuple[Any, str]] = {
                 num_atoms=5,
                 low=-4.0,
                 high=6.0,
-                delta=0.5,
                 target_every=5,
                 tau=0.4,
                 epsilon_start=0.8,
@@ -119,6 +118,7 @@ CONTROL: dict[str, tuple[Any, str]] = {
         ),
         drift.ENV,
     ),
+    "dqn_off_numbers": (settings.DQN(OFF_MEMORY, dqn.Settings(hidden=(5, 4), delta=0.5)), drift.ENV),
     "ddpg_off": (settings.DDPG(OFF_MEMORY, ddpg.Settings(2e-3, (5, 4), 0.9, 2, 0.02, 0.3)), "continuous"),
     "td3_off": (
         settings.TD3(OFF_MEMORY, td3.Settings(2e-3, (5, 4), 0.9, 2, 0.02, 0.3, 0.4, 0.3, 3)),

@@ -71,7 +71,14 @@ ONE_PASS = replace(
 CONFIGS = {
     "run_grpo": GRPO,
     "run_rloo": replace(
-        ONE_PASS, algorithm="rloo", lr_end=1e-3, mismatch="masked", mismatch_low=0.3, mismatch_high=7.0
+        ONE_PASS,
+        algorithm="rloo",
+        lr_end=1e-3,
+        mismatch="masked",
+        mismatch_low=0.3,
+        mismatch_high=7.0,
+        replace_silent=False,
+        max_replacements=TrainConfig.max_replacements,
     ),
     "run_reinforce": replace(
         ONE_PASS,
@@ -81,7 +88,7 @@ CONFIGS = {
         baseline_decay=0.6,
         kl_coef=0.0,
         mismatch="none",
-        replace_silent=False,
+        max_replacements=TrainConfig.max_replacements,
     ),
 }
 """Each setting has another value than its default in at least one."""

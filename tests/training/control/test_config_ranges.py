@@ -74,6 +74,9 @@ def test_negative_numbers_are_refused_but_where_they_mean_something() -> None:
         ("reinforce --baseline none --value-minibatches 3", "value_minibatches=3 with baseline=none"),
         ("dqn --env Acrobot-v1 --beta 0.5", "beta=0.5 with alpha=None: nothing reads this setting"),
         ("dqn --low 0", "low=0.0 with num_atoms=1: nothing reads"),
+        ("dqn --num-atoms 51 --delta 0.5", "Leave it at 1.0, or use num_atoms=1"),
+        ("ppo --log-std -0.5", "log_std=-0.5 with discrete actions: nothing reads this setting"),
+        ("a3c --log-std -0.5", "use an environment with continuous actions"),
         ("dqn --high 500", "Leave it at 10.0, or use num_atoms of 2 or more"),
     ],
 )
@@ -90,6 +93,8 @@ def test_the_command_says_what_is_wrong(flags: str, wanted: str, capsys: pytest.
         "dqn --alpha 0.5 --beta 0.7",
         "dqn --num-atoms 51 --low 0 --high 500",
         "trpo --value-epochs 3",
+        "dqn --delta 0.5",
+        "trpo --env Pendulum-v1 --log-std -0.5",
     ],
 )
 def test_a_setting_that_something_reads_is_taken(flags: str) -> None:

@@ -85,6 +85,8 @@ def test_reinforce_takes_a_group_of_one() -> None:
         ("algorithm=rloo", "baseline_decay", 0.5, "algorithm=reinforce"),
         ("algorithm=dr_grpo", "baseline_decay", 1.0, "algorithm=reinforce"),
         ("algorithm=reinforce", "mismatch", "masked", "algorithm=rloo"),
+        ("algorithm=reinforce", "max_replacements", 3, "algorithm=rloo"),
+        ("algorithm=reinforce", "replace_silent", False, "algorithm=rloo"),
         ("mismatch=none", "mismatch_cap", 3.0, "mismatch=truncated"),
         ("mismatch=masked", "mismatch_cap", 3.0, "mismatch=truncated"),
         ("mismatch=none", "mismatch_low", 0.1, "mismatch=masked"),
@@ -96,6 +98,12 @@ def test_a_setting_that_nothing_reads_is_refused(given: str, name: str, value: A
     with pytest.raises(ConfigError, match=f"{name}={value} with {given}: nothing reads .*{reader}"):
         check(replace(GOOD, **settings, **{name: value}))
     check(replace(GOOD, **repaired, **{name: value}))
+
+
+def test_replacements_need_their_switch() -> None:
+    with pytest.raises(ConfigError, match=r"max_replacements=3 with replace_silent=False: nothing reads"):
+        check(replace(GOOD, max_replacements=3, replace_silent=False))
+    check(replace(GOOD, max_replacements=3))
 
 
 def test_a_threshold_needs_a_curriculum() -> None:

@@ -64,7 +64,7 @@ LEARNED: dict[str, Case] = {
     "template_args": Case(("loud=true",), {"model": "switched"}),
     "model": Case("another"),
     "algorithm": Case("dr_grpo"),
-    "baseline_decay": Case(0.3, {"algorithm": "reinforce"}),
+    "baseline_decay": Case(0.3, {"algorithm": "reinforce", "max_replacements": 16}),
     "num_steps": Case(4),
     "num_prompts": Case(4),
     "group_size": Case(3),
@@ -85,7 +85,7 @@ LEARNED: dict[str, Case] = {
     # Sampler and trainer agree but for rounding: a bound at 1 cuts through it.
     "mismatch_low": Case(1.0, {"mismatch": "masked"}),
     "mismatch_high": Case(1.0, {"mismatch": "masked"}),
-    "replace_silent": Case(False),
+    "replace_silent": Case(False, {"max_replacements": 16}),
     "max_replacements": Case(1),
     "seed": Case(1),
     "dtype": Case("bfloat16"),

@@ -142,6 +142,7 @@ READERS: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool], str], ...] = (
     (("value_epochs", "value_minibatches"), "baseline", lambda v: v == "critic", "baseline=critic"),
     (("beta",), "alpha", lambda v: v is not None, "an alpha, such as 0.6"),
     (("low", "high"), "num_atoms", lambda v: v > 1, "num_atoms of 2 or more"),
+    (("delta",), "num_atoms", lambda v: v == 1, "num_atoms=1"),
 )
 """Settings that are read only where another one has certain values: which one, which values, in words."""
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gradhat.envs.gym import World
+from gradhat.errors import ConfigError
 from gradhat.policies.mlp import ActorCritic, MLPPolicy
 from gradhat.rollouts.normalize import RunningMoments, normalise
 from gradhat.rollouts.vector import Collector, Episode
@@ -134,7 +135,12 @@ class OnPolicyAgent:
 
 
 def actor_critic(world: World, network: Network, *, critic: bool, seed: int) -> ActorCritic:
-    """Return the first network of a run."""
+    """Return the first network of a run. ConfigError for a deviation where no action has one."""
+    if world.actions.discrete and network.log_std != Network.log_std:
+        raise ConfigError(
+            f"log_std={network.log_std} with discrete actions: nothing reads this setting. "
+            f"Leave it at {Network.log_std}, or use an environment with continuous actions."
+        )
     return ActorCritic(
         world.num_inputs,
         world.actions.size,

@@ -16,6 +16,8 @@ MOST_THREADS = 1024
 """More end the process where the system cannot start them."""
 REINFORCE = "reinforce"
 """The algorithm that is a page of its own, with a moving average; the others are rows of the group family."""
+REPLACING = ("max_replacements", "replace_silent")
+"""What decides on fresh prompts in the place of silent groups."""
 ROUNDING = ("token_budget", "num_slots")
 """Settings that change results by rounding alone. Of num_threads the threads themselves tell: machine.py."""
 CHANGEABLE = (
@@ -257,9 +259,12 @@ def _check_unread(config: TrainConfig, *, corrects: bool) -> None:
     if not corrects:
         unread += [(name, algorithm, "algorithm=grpo") for name in ("clip_low", "clip_high")]
     if config.algorithm == REINFORCE:
-        unread.append(("mismatch", algorithm, "algorithm=rloo"))
+        # It compares with the past: no group is silent.
+        unread += [(name, algorithm, "algorithm=rloo") for name in ("mismatch", *REPLACING)]
     else:
         unread.append(("baseline_decay", algorithm, f"algorithm={REINFORCE}"))
+    if not config.replace_silent:
+        unread.append(("max_replacements", "replace_silent=False", "replace_silent=True"))
     if config.mismatch != "truncated":
         unread.append(("mismatch_cap", mismatch, "mismatch=truncated"))
     if config.mismatch != "masked":
