@@ -61,8 +61,12 @@ def test_what_cannot_be_measured_is_said(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     RunFolder.create(tmp_path / "new", RunFolder(trained).config()).close()
+    RunFolder.create(tmp_path / "odd", RunFolder(trained).config()).close()
+    (tmp_path / "odd" / "checkpoints").rmdir()
+    (tmp_path / "odd" / "checkpoints").touch()
     for words, code, wanted in (
         ([tmp_path / "new"], 1, "found none yet. Train on first: gradhat train --resume"),
+        ([tmp_path / "odd"], 1, f"found [Errno 20] Not a directory: '{tmp_path / 'odd' / 'checkpoints'}'"),
         ([trained, "--episodes", "0"], 2, "--episodes 0: found no episode to play"),
         ([trained, "--task", "arithmetic"], 2, "--task: no such flag"),
     ):

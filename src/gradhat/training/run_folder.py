@@ -278,7 +278,7 @@ def lock(folder: Path, busy: str) -> int:
 
 def is_run(path: Path) -> bool:
     """Return whether `path` is a run folder, not a model folder: both have a config.json."""
-    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+    return (path / "config.json").is_file() and (path / "checkpoints").exists()
 
 
 def step_of(path: Path) -> int:
