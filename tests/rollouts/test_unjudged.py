@@ -217,11 +217,56 @@ def test_of_a_batch_only_what_failed_is_left_out() -> None:
         judged_together([1.0, math.nan, None], Failures(2))
 
 
-@pytest.mark.parametrize("said", [ConnectionError("nobody there"), [1.0, 1.0], None])
-def test_a_batch_that_fails_is_one_failure(said: Any) -> None:
+@pytest.mark.parametrize("said", [[1.0, 1.0], None])
+def test_a_batch_with_a_wrong_answer_is_one_failure(said: Any) -> None:
     bearing = Failures(2)
     found = judged_together(said, bearing)
     assert [verdict.judged for verdict in found] == [False] * 3
     assert bearing.in_a_row == 1
     with pytest.raises(TaskError, match="2 times in a row"):
         judged_together(said, bearing)
+
+
+class Picky(Together):
+    """Raises for a batch that holds an odd completion, and for the first `busy` batches."""
+
+    def __init__(self, odd: str = "", busy: int = 0) -> None:
+        super().__init__(None)
+        self.odd, self.busy = odd, busy
+        self.asked: list[list[str]] = []
+
+    def score_many(self, questions: Any, completions: Any, tokens: Any) -> Any:
+        self.asked.append(list(completions))
+        if self.odd in completions or len(self.asked) <= self.busy:
+            raise ConnectionError("nobody there")
+        return [
+            len(question.text) + 10 * ids[0] + ord(said)
+            for question, said, ids in zip(questions, completions, tokens, strict=True)
+        ]
+
+
+def judged_by(task: Picky, failures: Failures | None) -> list[Verdict]:
+    asked = [Question("i" * n, "") for n in range(5)]
+    return judge_many(task, asked, list("abcde"), [(n,) for n in range(5)], failures)
+
+
+def test_a_batch_that_raises_is_asked_again_in_halves() -> None:
+    """What failed once costs nothing, an odd completion only its own verdict; each keeps its question."""
+    wanted = [11.0 * n + ord("a") + n for n in range(5)]
+    for failures in (None, Failures(3)):
+        task = Picky(busy=1)
+        assert [verdict.reward for verdict in judged_by(task, failures)] == wanted
+        assert task.asked == [list("abcde"), list("ab"), list("cde")]
+    bearing = Failures(2)
+    found = judged_by(Picky(odd="d"), bearing)
+    assert [verdict.reward for verdict in found if verdict.judged] == [*wanted[:3], wanted[4]]
+    assert not found[3].judged and "score_many of 1 completions raised ConnectionError" in found[3].why
+    with pytest.raises(TaskError, match="raised ConnectionError"):
+        judged_by(Picky(odd="d"), None)
+
+
+def test_a_scorer_that_is_gone_is_asked_until_it_failed_often_enough() -> None:
+    task = Picky(busy=99)
+    with pytest.raises(TaskError, match="3 times in a row: the run stops"):
+        judged_by(task, Failures(3))
+    assert task.asked == [list(word) for word in ("abcde", "ab", "a", "b", "cde", "c")]

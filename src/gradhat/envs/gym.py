@@ -151,18 +151,20 @@ class World:
 
         Of a native vector it is what its attributes hold; see `gym_state.py`. The environments of a sync or
         async vector that `make` made are recorded; see `gym_recorder.py` for what that assumes. TaskError
-        where a native vector holds what cannot be written down.
+        where it is of a kind that cannot be written down.
         """
-        live = self._begun("snapshot()")
+        held: dict[str, Any] = {"live": self._begun("snapshot()"), "steps": self._steps}
         if isinstance(self._vector, SyncVectorEnv | AsyncVectorEnv):
-            lived = self._ask("snapshot()", self._vector.call, "snapshot")
-            return dumps(captured({"live": live, "steps": self._steps, "lived": list(map(tuple, lived))}))
+            held["lived"] = [tuple(one) for one in self._ask("snapshot()", self._vector.call, "snapshot")]
+            repair = "Repair the environment: its observations are arrays of numbers."
+        else:
+            held["vector"] = self._vector
+            repair = "Use vectorization='sync'."
         try:
-            return dumps(captured({"live": live, "steps": self._steps, "vector": self._vector}))
+            return dumps(captured(held))
         except Unsavable as error:
             raise TaskError(
-                f"{self.name}, snapshot(): found an attribute whose state cannot be written down: {error}. "
-                "Use vectorization='sync'."
+                f"{self.name}, snapshot(): found what cannot be written down: {error}. {repair}"
             ) from error
 
     def restore(self, saved: bytes) -> None:

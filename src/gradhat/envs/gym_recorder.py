@@ -71,8 +71,8 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
             random = dict(self.unwrapped.np_random.bit_generator.state) if seed is None else None
             self._begin(seed, random, options)
             observation, info = self.env.reset(seed=seed, options=options)
-            info = _read(info)
-            self._last = (self._shaped(observation), 0.0, False, False, info)
+            observation, info = self._own(observation), _read(info)
+            self._last = (observation, 0.0, False, False, info)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -89,7 +89,7 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
             ends = bool(terminated), bool(truncated)
-            answer = (self._shaped(observation), float(reward), *ends, _read(info))
+            answer = (self._own(observation), float(reward), *ends, _read(info))
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -135,11 +135,12 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._last: Answer = (self._nothing, 0.0, False, False, {})
         self._again = False
 
-    def _shaped(self, observation: Any) -> Any:
+    def _own(self, observation: Any) -> Any:
+        """Return an array of our own: environments write into theirs, share it, or answer with a tensor."""
         found, expected = np.shape(observation), self._nothing.shape
         if found != expected:
             raise TaskError(f"an observation of shape {found}, but the space has {expected}")
-        return observation
+        return np.array(observation)
 
     def _named(self, asked: str, error: BaseException) -> str:
         found = str(error)

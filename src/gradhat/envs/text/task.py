@@ -199,23 +199,34 @@ def judge_many(
 
     `tokens` are the ids that each completion was sampled as. A batch has the time of as many calls. Errors
     are those of `judge`; a list of another length is a TaskError too. What `failures` bears is a verdict
-    without a reward; None bears nothing. A batch that fails as a whole is one failure.
+    without a reward; None bears nothing.
+
+    A batch of which `score_many` raises is asked again in halves: what failed once does then no harm, and an
+    odd completion only to itself. One that took too long, or was answered with something else than a list of
+    its length, is one failure as a whole.
     """
     borne = failures or Failures()
     together: Any = getattr(task, "score_many", None)
     if not callable(together):
         pairs = zip(questions, completions, strict=True)
         return [borne.bear(partial(judge, task, question, said)) for question, said in pairs]
-    asked = f"{_name(task)}: score_many of {len(questions)} completions"
-    seconds = TIME_LIMIT * len(questions)
+    name = f"{_name(task)}: score_many"
+    return _judge_together(name, together, list(zip(questions, completions, tokens, strict=True)), borne)
+
+
+def _judge_together(
+    name: str, together: Callable[..., Any], rows: Sequence[tuple[Any, ...]], borne: Failures
+) -> list[Verdict]:
+    """Return what `together` says of all rows, or of each half of them where it raises."""
+    asked, count = f"{name} of {len(rows)} completions", len(rows)
+    columns = [list(column) for column in zip(*rows, strict=True)]
     try:
-        found = guarded(
-            asked,
-            seconds,
-            lambda: _listed(asked, settled(together(questions, completions, tokens)), len(questions)),
-        )
+        found = guarded(asked, TIME_LIMIT * count, lambda: _listed(asked, settled(together(*columns)), count))
     except TaskError as error:
-        return [borne.failed(error)] * len(questions)
+        if count == 1 or error.__cause__ is None:
+            return [borne.failed(error)] * count
+        halves = (rows[: count // 2], rows[count // 2 :])
+        return [verdict for half in halves for verdict in _judge_together(name, together, half, borne)]
     return [borne.bear(partial(_plain, asked, verdict)) for verdict in found]
 
 
