@@ -16,6 +16,7 @@ from gradhat.intervals import (
     mean_interval,
     number,
     places,
+    range_interval,
     share_interval,
     student_t,
     written,
@@ -111,6 +112,27 @@ def test_how_often_the_interval_of_a_mean_holds_the_truth(size: int) -> None:
     generator = np.random.default_rng(0)
     found = [mean_interval(list(generator.normal(size=size))) for _ in range(1000)]
     assert 0.93 < sum(one.low <= 0 <= one.high for one in found) / len(found) < 0.97
+
+
+def test_within_a_range_the_interval_is_a_share_on_its_scale() -> None:
+    """In the middle of the range it is as long as the t-interval; near an end it leans away from it."""
+    values = [0.4, 0.5, 0.55, 0.6, 0.45, 0.5]
+    found, plain = range_interval(values, 0.0, 1.0), mean_interval(values)
+    assert found[1:] == pytest.approx(plain[1:], abs=3e-3)
+    scaled = range_interval([30 * v - 10 for v in values], -10.0, 20.0)
+    assert scaled == pytest.approx([30 * v - 10 for v in found])
+    rare = [-1.0] * 7 + [2.0]
+    found, plain = range_interval(rare, -1.0, 2.0), mean_interval(rare)
+    # p (1 - p) / Var(p) is 7 for one of eight, and t of 7 degrees is 2.3646.
+    share = binomial_interval(1 / 8, 7 * (1.959964 / 2.3646) ** 2)
+    assert found == pytest.approx((-0.625, 3 * share.low - 1, 3 * share.high - 1), rel=1e-2)
+    assert found.low > -1 > plain.low and found.high > plain.high
+
+
+def test_without_a_range_or_a_spread_it_is_the_interval_of_a_mean() -> None:
+    assert range_interval([1.0, 2.0, 3.0, 7.0], -math.inf, math.inf) == mean_interval([1.0, 2.0, 3.0, 7.0])
+    assert range_interval([3.0] * 5, 0.0, 9.0) == (3.0, 3.0, 3.0)
+    assert range_interval([3.0, 4.0], 0.0, 9.0) == (3.5, 0.0, 9.0)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ HALVES = [
     torch.tensor([0.5], dtype=torch.bfloat16),
     torch.tensor(0.5, requires_grad=True),
     torch.nn.Parameter(torch.tensor([0.5])),
+    np.ma.array([0.5]),
 ]
 ONES = [1, True, np.True_, np.int64(1), np.uint8(1), np.array([True]), torch.tensor(True), torch.tensor([1])]
 
@@ -54,6 +55,7 @@ def test_truth_and_counts_are_numbers(found: Any) -> None:
         *(None, "1", b"1", [1.0], (1.0,), {}, {1.0}, 1j, np.complex64(1), torch.tensor(1j)),
         *(np.str_("1"), np.array("1"), np.array(["1"]), np.datetime64("2026-01-01"), object(), Broken()),
         *(math.nan, math.inf, -math.inf, 10**400, Fraction(10**400), Decimal("sNaN"), np.float32("nan")),
+        *(np.ma.masked, np.ma.array([0.5], mask=True)),
         *(np.ones(2), np.ones(0), torch.ones(2), torch.ones(0), torch.tensor(math.inf), int, np.float64),
     ],
     # An address in a name would differ from process to process.

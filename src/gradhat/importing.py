@@ -31,6 +31,13 @@ def beside(folder: Path) -> Generator[None]:
         _found.update({name: folder for name in set(sys.modules) - known if _file(folder, name)})
 
 
+def found_beside(folder: Path) -> list[Path]:
+    """Return the files of the modules that were found beside a file of `folder`."""
+    folder = folder.absolute()
+    files = [getattr(sys.modules.get(name), "__file__", None) for name, at in _found.items() if at == folder]
+    return sorted(Path(file) for file in files if file)
+
+
 def _file(folder: Path, module: str) -> bool:
     """Return whether `module` has its file in `folder`."""
     path = folder.joinpath(*module.split("."))

@@ -54,9 +54,34 @@ def mean_interval(groups: Sequence[float], least: float = -math.inf, most: float
     mean = math.fsum(groups) / count
     if count < FEWEST:
         return Interval(mean, least, most)
-    deviation = math.sqrt(math.fsum((g - mean) ** 2 for g in groups) / (count - 1))
-    half = student_t(count - 1) * deviation / math.sqrt(count)
+    half = student_t(count - 1) * _standard_error(groups)
     return Interval(mean, max(least, mean - half), min(most, mean + half))
+
+
+def range_interval(values: Sequence[float], least: float, most: float) -> Interval:
+    """Return the mean of `values` and its 95 % interval, where every value lies in `least` to `most`.
+
+    It is that of a share (`binomial_interval`) on this scale, of as many trials as make a normal interval as
+    long as the t-interval. In the middle of the range the two are alike; near an end, where the rare values
+    that a sample lacks all lie on one side, this one is longer on that side.
+
+    Assumes they are drawn independently. Simulated it covers 95 % or more, but for means within a tenth of an
+    end and values that nearly all lie at it: 82 to 93 % there. Without a range it is `mean_interval`; so it
+    is where all values are equal, and nothing is spread.
+    """
+    found, width = mean_interval(values, least, most), most - least
+    half = student_t(len(values) - 1) * _standard_error(values) if len(values) >= FEWEST else 0.0
+    if half == 0 or not 0 < width < math.inf:
+        return found
+    p = min(1.0, max(0.0, (found.mean - least) / width))
+    share = binomial_interval(p, p * (1 - p) * (Z * width / half) ** 2)
+    return Interval(found.mean, least + width * share.low, least + width * share.high)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    count = len(values)
+    mean = math.fsum(values) / count
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count * (count - 1)))
 
 
 def share_interval(shares: Sequence[float], num_trials: int) -> Interval:

@@ -7,7 +7,7 @@ functions.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from gradhat.errors import TaskError
 from gradhat.trajectories import Verdict
@@ -22,17 +22,25 @@ def number(found: object) -> float | None:
     """Return a finite number as a float, and None for everything else.
 
     A number is a scalar of Python, decimal, fractions, numpy, torch or their like, also as an array or a
-    tensor of one element. Text, lists, complex numbers, NaN and infinities are none.
+    tensor of one element. Text, lists, complex numbers, NaN, infinities and what NumPy masks are none.
     """
     if isinstance(found, str | bytes | complex):
         return None
     try:
+        if _masked(found):
+            return None
         item = getattr(found, "item", None)
         value: object = item() if callable(item) else found
         known = math.nan if isinstance(value, str | bytes) else float(cast(float, value))
     except Exception:  # several elements, a number beyond float64, a class of somebody else's
         return None
     return known + 0.0 if math.isfinite(known) else None  # -0.0 + 0.0 is 0.0
+
+
+def _masked(found: object) -> bool:
+    """Return whether a value is marked as missing, as one of a masked array is: it reads as 0.0."""
+    mask: Any = getattr(found, "mask", False)
+    return not callable(mask) and bool(mask)
 
 
 def plain(found: object) -> Verdict:

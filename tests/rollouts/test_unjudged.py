@@ -110,8 +110,10 @@ def test_replacements_of_failed_groups_cost_none_of_those_of_silent_ones(chat: C
     assert prompts(without) == ["Say 9", "Say 12", "Say 10"]
 
 
-def test_the_batch_is_smaller_where_replacements_fail_too(chat: Chat) -> None:
-    found = gathered(chat, [(n, "2") for n in range(2, 9)])
+@pytest.mark.parametrize("max_replacements", [0, 5])
+def test_the_batch_is_smaller_where_replacements_fail_too(chat: Chat, max_replacements: int) -> None:
+    """Those of silent groups are for silent groups."""
+    found = gathered(chat, [(n, "2") for n in range(2, 9)], max_replacements=max_replacements)
     assert prompts(found) == ["Say 1", "Say 9"][: len(prompts(found))]
     assert len(found.sampled) == 8 * GROUP  # four starts, and once more as many
     assert found.chosen.tolist() == [0, 1, 2]

@@ -8,7 +8,7 @@ def first_light() -> TrainConfig:
 
     255 distinct questions; 68 of them, all those of 14 pairs of operands, are held out. The untrained model
     answers about one in five. No answer is below 0: those this model learns by heart, one by one.
-    A run takes ten to twenty minutes on one thread of a processor without bfloat16.
+    Seeds 10 to 12 end at 0.86 to 0.93, in nine minutes on one thread of a processor without bfloat16.
     """
     return TrainConfig(
         task="arithmetic:operations=+-*,digits=1,negative=false",

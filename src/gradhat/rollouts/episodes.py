@@ -113,12 +113,13 @@ def collect(
             version=version,
         )
         judged = _judged(batch, group_size)
-        for i, is_dead in zip(judged, _dead(batch, judged, silent, group_size), strict=True):
+        dead = _dead(batch, judged, silent, group_size)
+        for i, is_dead in zip(judged, dead, strict=True):
             (quiet if is_dead else loud).append(groups + i)
         batches.append(batch)
         groups += wanted
         again = min(wanted - len(judged), spare)
-        more = min(num_prompts - len(loud) - again, left)
+        more = min(sum(dead), left)
         wanted, spare, left = again + more, spare - again, left - more
     sampled = join(batches)
     chosen = torch.tensor((loud + quiet)[:num_prompts])

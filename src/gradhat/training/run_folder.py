@@ -82,7 +82,6 @@ class RunFolder:
         run._clean()
         with writing(path):
             run.checkpoints.mkdir()
-            run.rollouts.mkdir()
         run.write_json("config.json", config)
         return run
 
@@ -95,7 +94,6 @@ class RunFolder:
         run._clean()
         with writing(path):
             run.checkpoints.mkdir(exist_ok=True)
-            run.rollouts.mkdir(exist_ok=True)
         return run
 
     def config(self) -> dict[str, Any]:

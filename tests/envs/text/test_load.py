@@ -137,6 +137,18 @@ def test_what_lies_beside_the_file_is_in_reach(file: Path) -> None:
     assert sys.path == before
 
 
+def test_an_edit_of_what_a_file_imports_is_an_edit_of_it(file: Path) -> None:
+    beside = file.parent / "gradhat_test_more_words.py"
+    beside.write_text("WORD = 'no'")
+    file.write_text("import gradhat_test_more_words\n" + MY_TASK.partition("annotations\n")[2])
+    load_task(f"{file}:MyTask")
+    before = source_hash(f"{file}:MyTask")
+    beside.write_text("WORD = 'yes'")
+    assert source_hash(f"{file}:MyTask") != before
+    beside.write_text("WORD = 'no'")
+    assert source_hash(f"{file}:MyTask") == before
+
+
 def test_an_edited_file_has_another_hash(file: Path) -> None:
     before = source_hash(f"{file}:MyTask")
     assert (

@@ -7,8 +7,9 @@ import pytest
 
 from gradhat.envs.text.arithmetic import Arithmetic
 from gradhat.envs.text.rewards import Rewarded, load_rewards
-from gradhat.envs.text.task import Question, judge_many
+from gradhat.envs.text.task import TIME_LIMIT, Question, judge_many
 from gradhat.errors import TaskError
+from gradhat.trajectories import Verdict
 from gradhat.verdicts import Failures
 
 FUNCTIONS = """
@@ -43,6 +44,14 @@ def words(completions, **columns):
 
 def nan(completions, **columns):
     return [float("nan")] * len(completions)
+
+def array(completions, **columns):
+    import numpy
+    return numpy.array([0.5, 2.0])[: len(completions)]
+
+def tensor(completions, **columns):
+    import torch
+    return torch.tensor([0.5, 2.0])[: len(completions)]
 
 def broken(completions, **columns):
     raise KeyError("level")
@@ -158,3 +167,34 @@ def test_two_parts_of_one_name_are_refused(file: Path) -> None:
 def test_without_functions_the_task_is_itself() -> None:
     task = Arithmetic()
     assert load_rewards(task, []) is task
+
+
+@pytest.mark.parametrize("name", ["array", "tensor"])
+def test_an_array_of_rewards_is_a_list_of_them(file: Path, name: str) -> None:
+    found = scored(file, name).score_many(ASKED, ["7", "8"], [(1,), (2,)])
+    assert [verdict.reward for verdict in found] == [0.5, 2.0]
+
+
+def test_what_the_task_cannot_score_is_no_matter_of_the_rest(file: Path) -> None:
+    class Half(Arithmetic):
+        def score(self, question: Question, completion: str) -> Verdict:
+            if completion == "7":
+                raise ConnectionError("nobody there")
+            return super().score(question, completion)
+
+    task = load_rewards(Half(), ["task", f"{file}:right"])
+    failed, known = judge_many(task, ASKED, ["7", "2"], [(1,), (2,)], Failures(2))
+    assert known.parts == {"task": 1.0, "right": 1.0} and not failed.judged
+    assert "score of '7' for '3 + 4?' raised ConnectionError" in failed.why
+
+
+def test_a_batch_has_the_time_of_as_many_calls(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def guarded(asked: str, seconds: float, function: Any) -> Any:
+        given.append(seconds)
+        return function()
+
+    monkeypatch.setattr("gradhat.envs.text.rewards.guarded", guarded)
+    scored(file, "right").score_many(ASKED, ["7", "8"], [(1,), (2,)])
+    assert given == [2 * TIME_LIMIT]

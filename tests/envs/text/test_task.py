@@ -328,6 +328,9 @@ def test_a_bad_task_fails_its_check(task: Mine, message: str) -> None:
 
 
 def test_one_answer_that_costs_more_than_silence_is_no_mistake() -> None:
+    # What a function of somebody else's scores may be any column.
+    worse = check(Mine(lambda q, c: -float(len(c))), answers=False)
+    assert worse.gold[0] < worse.empty[0] == 0.0
     check(Mine(lambda q, c: 1.0 - 0.6 * len(c) if c else 0.0))  # the answers of seeds 10 to 19 score -0.2
 
 

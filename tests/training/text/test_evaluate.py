@@ -5,13 +5,21 @@ import random
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gradhat.envs.text.task import Question
 from gradhat.errors import TaskError
 from gradhat.intervals import mean_interval, share_interval
 from gradhat.rollouts.engine import Completion, Limits
-from gradhat.training.text.evaluate import Measurement, Scale, accuracy_interval, measure, pass_at_k
+from gradhat.training.text.evaluate import (
+    Measurement,
+    Scale,
+    accuracy_interval,
+    measure,
+    pass_at_k,
+    reward_interval,
+)
 from gradhat.trajectories import Record, Verdict
 from gradhat.verdicts import Failures
 
@@ -151,6 +159,7 @@ def test_rewards_of_zero_and_one_are_an_accuracy() -> None:
 )
 def test_other_rewards_have_an_expected_return_and_no_accuracy(rewards: list[list[float]]) -> None:
     found = measured(rewards)
+    # Fewer than twenty rewards say no range.
     interval = mean_interval([sum(group) / 2 for group in rewards])
     values = found.metrics("held_out")
     assert values == {
@@ -189,7 +198,7 @@ def test_fewer_than_four_questions_have_no_interval() -> None:
 def test_no_interval_leaves_the_rewards_that_a_run_has_seen() -> None:
     rewards = [[0.0], [0.0], [0.0], [5.0]]
     assert measured(rewards).reward().low < 0
-    assert measured(rewards, before=[10.0] + [0.0] * 30).reward().low == 0.0
+    assert 0.0 <= measured(rewards, before=[10.0] + [0.0] * 30).reward().low < 0.1
     assert measured(rewards, before=[10.0] + [0.0] * 30).reward().high > 5.0
 
 
@@ -210,3 +219,28 @@ def test_a_measurement_counts_full_reward_only_as_solved() -> None:
     assert found.reward().mean == pytest.approx(4.49 / 6)
     assert found.pass_at(1) == pytest.approx(0.5)
     assert found.pass_at(2) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("num_questions", [4, 8, 40])
+@pytest.mark.parametrize("values", [(-1.0, 2.0), (0.0, 0.25, 0.5, 0.75, 1.0)], ids=["two", "quarters"])
+def test_how_often_the_interval_of_graded_rewards_holds_the_truth(
+    values: tuple[float, ...], num_questions: int
+) -> None:
+    """Questions of one difficulty and of different ones, rewards that are rare or frequent."""
+    trials, generator, parts = 300, np.random.default_rng(0), len(values) - 1
+    for p in (0.05, 0.3, 0.5, 0.9):
+        for alike in (0.0, 0.1, 0.3):
+            shape = (trials, num_questions)
+            spread = 1 / alike - 1 if alike else 0.0
+            chances = generator.beta(p * spread, (1 - p) * spread, shape) if alike else np.full(shape, p)
+            rewards = np.array(values)[generator.binomial(parts, chances[..., None], (*shape, 4))]
+            truth, covered = values[0] + p * (values[-1] - values[0]), 0
+            for sample in rewards:
+                scale = Scale()
+                scale.take([*values * 10, *sample.ravel()])
+                found = reward_interval(sample.tolist(), scale)
+                assert values[0] <= found.low <= found.mean <= found.high <= values[-1]
+                covered += found.low <= truth + 1e-9 and truth - 1e-9 <= found.high
+            # A t-interval covers 0.2 to 0.8 where rewards are rare. The others are known.
+            skewed = parts > 1 and alike == 0.3 and p in (0.05, 0.9)
+            assert covered / trials >= (0.84 if skewed else 0.92), (p, alike)

@@ -1,6 +1,7 @@
 """Rewards on any scale, from training to the plot: an expected return, and an accuracy where it is one."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_where_nobody_says_what_solves_a_question_no_accuracy_is_shown(
     run = run_of(config, tmp_path, task(tmp_path, SCORES[name]))
     # What a run says of its first measurement may be all zeros, which are both.
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert all("held_out/accuracy" not in line for line in lines[1:])
+    assert all("held_out/accuracy" not in line for line in lines[1 if name == "zero to ten" else 0 :])
     assert all(
         {"held_out/reward", "held_out/reward_low", "held_out/reward_high"} <= set(line) for line in lines
     )
@@ -86,3 +87,22 @@ def test_what_a_run_calls_a_reward_is_none_the_less_one_where_it_is_measured_aga
     (tmp_path / "other.py").write_text(file.read_text())
     assert main(["eval", str(run), "--task", "other.py:Scaled", *limits]) == 0
     assert "sampled  accuracy " in capsys.readouterr().out
+
+
+def test_the_answers_of_a_task_say_of_what_kind_its_rewards_are(config: TrainConfig, tmp_path: Path) -> None:
+    """Nobody samples a reward here, but a gold answer has 2.5: a share of zeros is no accuracy."""
+    spec = task(tmp_path, "2.5 if completion == 'gold' else 0.0")
+    file = tmp_path / "scaled.py"
+    file.write_text(file.read_text().replace("', '')", "', 'gold')"))
+    run = run_of(config, tmp_path, spec)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 and all("held_out/accuracy" not in line for line in lines)
+    assert [line["held_out/reward"] for line in lines] == [0.0] * 4
+
+
+def test_an_accuracy_ends_where_other_rewards_begin(config: TrainConfig, tmp_path: Path) -> None:
+    session = prepare(replace(config, task=task(tmp_path, SCORES["zero to ten"])))
+    known = {"held_out/num_questions": 9.0, "held_out/accuracy": 0.0, "held_out/reward": 0.0}
+    assert "held-out accuracy 0.000" in session.progress(1, known, math.inf)
+    session.scale.take([10.0])
+    assert "held-out reward 0.0" in session.progress(2, known, math.inf)

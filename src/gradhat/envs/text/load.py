@@ -5,7 +5,7 @@ import difflib
 import json
 import re
 from dataclasses import fields
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from gradhat.envs.text.guard import guarded
 from gradhat.envs.text.question_files import is_questions
 from gradhat.envs.text.task import TIME_LIMIT, Task
 from gradhat.errors import TaskError
-from gradhat.importing import load_file
+from gradhat.importing import found_beside, load_file
 from gradhat.places import home, is_file
 
 TRUTH = {"true": True, "false": False}
@@ -67,13 +67,18 @@ def file_of(spec: str) -> File | None:
 
 def source_hash(spec: str) -> str:
     """Return the SHA-256 of the file, of code or of questions, that the task or the reward `spec` lies in, ""
-    where it lies in none. Of a folder that datasets saved it is "" too.
+    where it lies in none. Of a folder that datasets saved it is "" too. With a file of code go the modules
+    beside it that were imported so far.
     """
     file = file_of(spec)
     if file is None or not is_file(file.path):
         return ""
-    with file.path.open("rb") as content:
-        return file_digest(content, "sha256").hexdigest()
+    beside = found_beside(file.path.parent) if file.path.suffix == ".py" else []
+    found: list[str] = []
+    for path in (file.path, *beside):
+        with path.open("rb") as content:
+            found.append(file_digest(content, "sha256").hexdigest())
+    return found[0] if len(found) == 1 else sha256("".join(found).encode()).hexdigest()
 
 
 def _arithmetic(text: str) -> Task:

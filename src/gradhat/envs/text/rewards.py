@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from gradhat.envs.text.guard import guarded, settled, shown
-from gradhat.envs.text.task import TIME_LIMIT, Question, Task, judge
+from gradhat.envs.text.task import TIME_LIMIT, Question, Task, judge, listed
 from gradhat.errors import TaskError
 from gradhat.importing import load_file
 from gradhat.places import home, is_file
@@ -56,8 +56,9 @@ class Rewarded:
     ) -> list[Verdict]:
         """Return a verdict for each completion, whose parts are what each function said, unweighted.
 
-        TaskError for a function that raises, takes too long, or returns no list of this length. A completion
-        of which one says something that is no number, or none says anything, has a verdict without a reward.
+        TaskError for a function that raises, takes longer than as many calls may, or returns no list of this
+        length. A completion that the task itself cannot score, of which a function says something that is no
+        number, or of which none says anything, has a verdict without a reward.
         """
         found = [self._ask(part, questions, completions, tokens) for part in self.parts]
         return [self._sum(list(row)) for row in zip(*found, strict=True)]
@@ -70,15 +71,11 @@ class Rewarded:
         tokens: Sequence[Sequence[int]],
     ) -> Sequence[object]:
         if part.function is None:
-            return [judge(self.task, q, c).reward for q, c in zip(questions, completions, strict=True)]
+            return [_own(self.task, *asked) for asked in zip(questions, completions, strict=True)]
         function, given = part.function, arguments(questions, completions, tokens)
-        asked = f"reward {part.name}: a batch of {len(questions)}"
-        found = guarded(asked, TIME_LIMIT, lambda: settled(function(**given)))
-        if not isinstance(found, list | tuple) or len(cast(Sequence[object], found)) != len(questions):
-            raise TaskError(
-                f"{asked} returned {shown(found)}. Return a list with a number or None for each completion."
-            )
-        return cast(Sequence[object], found)
+        asked, count = f"reward {part.name}: a batch of {len(questions)}", len(questions)
+        found = guarded(asked, TIME_LIMIT * count, lambda: settled(function(**given)))
+        return listed(asked, found, count, "a list with a number or None for each completion")
 
     def _sum(self, said: Sequence[object]) -> Verdict:
         known: dict[str, float] = {}
@@ -86,6 +83,8 @@ class Rewarded:
             found = number(value)
             if found is not None:
                 known[part.name] = found
+            elif isinstance(value, TaskError):
+                return Verdict(math.nan, {}, str(value))
             elif value is not None:
                 why = f"reward {part.name} returned {shown(value)} for it: return a finite number or None"
                 return Verdict(math.nan, {}, why)
@@ -96,6 +95,14 @@ class Rewarded:
         weights = {part.name: part.weight for part in self.parts}
         total = sum(weights[name] * value for name, value in known.items())
         return Verdict(total, known, ", ".join(f"{name} {value:g}" for name, value in known.items()))
+
+
+def _own(task: Task, question: Question, completion: str) -> float | TaskError:
+    """Return the task's own reward, or why there is none: that is no matter of the rest of the batch."""
+    try:
+        return judge(task, question, completion).reward
+    except TaskError as error:
+        return error
 
 
 def arguments(

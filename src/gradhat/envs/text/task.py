@@ -221,7 +221,11 @@ def _judge_together(
     asked, count = f"{name} of {len(rows)} completions", len(rows)
     columns = [list(column) for column in zip(*rows, strict=True)]
     try:
-        found = guarded(asked, TIME_LIMIT * count, lambda: _listed(asked, settled(together(*columns)), count))
+        found = guarded(
+            asked,
+            TIME_LIMIT * count,
+            lambda: listed(asked, settled(together(*columns)), count, "a list with one verdict for each"),
+        )
     except TaskError as error:
         if count == 1 or error.__cause__ is None:
             return [borne.failed(error)] * count
@@ -230,10 +234,16 @@ def _judge_together(
     return [borne.bear(partial(_plain, asked, verdict)) for verdict in found]
 
 
-def _listed(asked: str, found: object, count: int) -> Sequence[object]:
-    if not isinstance(found, list | tuple) or len(cast(Sequence[object], found)) != count:
-        raise TaskError(f"{asked} returned {shown(found)}. Return a list with one verdict for each.")
-    return cast(Sequence[object], found)
+def listed(asked: str, found: object, count: int, wanted: str) -> Sequence[object]:
+    """Return `count` answers as a list: one, a tuple, or an array or a tensor of one axis.
+
+    TaskError says what was `asked`, and what is `wanted` instead.
+    """
+    as_list: Any = getattr(found, "tolist", None)
+    items: object = as_list() if callable(as_list) else found
+    if not isinstance(items, list | tuple) or len(cast(Sequence[object], items)) != count:
+        raise TaskError(f"{asked} returned {shown(found)}. Return {wanted}.")
+    return cast(Sequence[object], items)
 
 
 def _plain(asked: str, found: object) -> Verdict:
@@ -264,10 +274,11 @@ def _range(rewards: list[float]) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def check(task: Task, num_questions: int = 20, say: Say = lambda _: None) -> Checked:
+def check(task: Task, num_questions: int = 20, say: Say = lambda _: None, *, answers: bool = True) -> Checked:
     """Try a task on `num_questions` questions; returns what its answers and the empty completion score.
 
-    `say` gets a line now and then where that takes long.
+    `say` gets a line now and then where that takes long. `answers` says that a question's answer is the
+    completion that scores best: for reward functions of somebody else's it may be any column.
 
     TaskError for what is surely a mistake: a question that differs when it is asked again, an answer or a
     completion that cannot be judged, a `solved` that says nothing of one, gold answers of which every one
@@ -298,7 +309,7 @@ def check(task: Task, num_questions: int = 20, say: Say = lambda _: None) -> Che
         if solves is not None:
             solves(verdict)
     found = Checked(gold, empty)
-    if gold and worse == len(gold):
+    if answers and gold and worse == len(gold):
         raise TaskError(
             f"{_name(task)}: {found}: every answer scores less than saying nothing. Let `score` return more "
             "for what is better, and `answer` be the completion that scores best, or leave it empty."

@@ -52,7 +52,8 @@ class ControlConfig(Generic[L]):
     policy holds best. auto: sampled where the world hides its state and the policy itself draws, since the
     best policy there may have to; greedy elsewhere."""
     eval_every: int = 20_000
-    """Frames between two measurements; 0 measures after the last frame only."""
+    """Frames between two measurements, at most one for each line of metrics (log_every); 0 measures after the
+    last frame only."""
     eval_episodes: int = 100
     """Episodes of such a measurement, as many of every environment; 0 measures nothing, whatever eval_every
     says: a world that cannot be had twice is judged by its returns in training."""

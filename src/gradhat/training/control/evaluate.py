@@ -8,7 +8,7 @@ import torch
 
 from gradhat.envs.gym import Float32, World
 from gradhat.errors import ConfigError
-from gradhat.intervals import FEWEST, Seen, mean_interval
+from gradhat.intervals import FEWEST, Seen, range_interval
 from gradhat.training.control.agent import Choice
 
 Measured = Literal["sampled", "greedy"]
@@ -69,7 +69,7 @@ def summary(played: Played, measured: Measured, seen: Seen) -> dict[str, float]:
     there is none.
     """
     seen.take(played.returns)
-    interval = mean_interval(played.returns, *seen.bounds())
+    interval = range_interval(played.returns, *seen.bounds())
     metrics = {"return": interval.mean, "cut": played.num_cut / len(played.returns)}
     if len(played.returns) >= FEWEST:
         metrics |= {"low": interval.low, "high": interval.high}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradhat.envs.gym import World
 from gradhat.errors import RunError
-from gradhat.intervals import FEWEST, Seen, mean_interval
+from gradhat.intervals import FEWEST, Seen, range_interval
 from gradhat.rollouts.vector import Episode
 from gradhat.training import checkpoint
 from gradhat.training.checkpoint import Checkpoint, fitting
@@ -79,15 +79,16 @@ class Session:
     def opening(self) -> str:
         """Return what is learned, and how."""
         config, actions = self.config, self.world.actions
-        kind = f"{actions.size} actions" if actions.discrete else f"{actions.size} continuous actions"
+        kind = f"{'' if actions.discrete else 'continuous '}action{'' if actions.size == 1 else 's'}"
         lines = [
-            f"env    {config.env}: {self.world.num_inputs} numbers seen, {kind}; {config.num_envs} at once",
+            f"env    {config.env}: {self.world.num_inputs} numbers seen, "
+            f"{actions.size} {kind}; {config.num_envs} at once",
             f"agent  {config.algorithm}: {ALGORITHMS[config.algorithm].what}",
             self.agent.holds(),
             self._judged_by(),
-            f"longer by {config.num_frames - self._planned:,} frames: what changes until the last frame "
-            f"(the learning rate; with priorities, beta) went to frame {self._planned:,} and now stands "
-            f"where a run of {config.num_frames:,} frames has it"
+            f"longer by {config.num_frames - self._planned:,} frames: a learning rate or beta that changes "
+            f"until the last frame went to frame {self._planned:,} and now stands where a run of "
+            f"{config.num_frames:,} frames has it"
             if config.num_frames > self._planned
             else "",
         ]
@@ -351,7 +352,7 @@ def _episodes(finished: list[Episode], seen: Seen) -> dict[str, float]:
         return {}
     returns = [episode.ret for episode in finished]
     seen.take(returns)
-    interval = mean_interval(returns, *seen.bounds())
+    interval = range_interval(returns, *seen.bounds())
     metrics = {
         "episode/return": interval.mean,
         "episode/length": sum(episode.length for episode in finished) / len(finished),

@@ -58,7 +58,7 @@ class TrainConfig:
     num_steps: int = 100
     """Optimiser batches to collect. A finished run goes on with --resume RUN --num-steps MORE."""
     num_prompts: int = 8
-    """Prompts in a batch."""
+    """Prompts in a batch. Those whose completions all score the same are replaced: see replace_silent."""
     group_size: int = 8
     """Completions sampled for each prompt: its group."""
     max_new_tokens: int = 32
@@ -68,8 +68,8 @@ class TrainConfig:
     lr: float = 1e-5
     """AdamW's learning rate after the warmup."""
     lr_end: float | None = None
-    """The learning rate of the last step; it goes there in a straight line after the warmup. None stays at
-    `lr`."""
+    """The learning rate of the last step; it goes there in a straight line after the warmup, if there are
+    steps after it. None stays at `lr`."""
     lr_warmup_steps: int = 5
     """Steps over which the learning rate rises linearly to `lr`; 0 and 1 start at `lr`."""
     betas: tuple[float, float] = (0.9, 0.95)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from gradhat.envs.text.solved import is_right_or_wrong, solves
 from gradhat.envs.text.task import Question, Task, judge_many
 from gradhat.errors import TaskError
-from gradhat.intervals import FEWEST, Interval, Seen, mean_interval, share_interval
+from gradhat.intervals import FEWEST, Interval, Seen, binomial_interval, range_interval, share_interval
 from gradhat.policies.language.chat import Chat
 from gradhat.rollouts.engine import Completion, Limits, Sampler
 from gradhat.trajectories import Record, Verdict
@@ -24,6 +24,11 @@ class Scale(Seen):
     def take(self, values: Sequence[float]) -> None:
         super().take(values)
         self.graded = self.graded or not is_right_or_wrong(values)
+
+    def expect(self, values: Sequence[float]) -> None:
+        """Know of rewards that no policy has had yet: of what kind they are, not how many there are."""
+        self.take(values)
+        self.count -= len(values)
 
 
 @dataclass(frozen=True)
@@ -153,11 +158,17 @@ def reward_interval(rewards: Sequence[Sequence[float]], scale: Scale) -> Interva
     """Return the mean over questions of the mean reward of each, and its 95 % interval.
 
     `rewards` are those of the samples of each question; `scale` has seen them. Of rewards of 0 and 1 the mean
-    is a share, with the interval of one. Others have a t-interval over questions, within all that was seen.
+    is a share, with the interval of one. Others have that of values within all that was seen. Where all
+    questions agree and more was seen, each counts as one trial, as it does where a share is 0 or 1.
     """
     if not scale.graded:
         return accuracy_interval([[round(x) == 1 for x in group] for group in rewards])
-    return mean_interval([math.fsum(group) / len(group) for group in rewards], *scale.bounds())
+    means = [math.fsum(group) / len(group) for group in rewards]
+    least, most = scale.bounds()
+    if len(means) >= FEWEST and min(means) == max(means) and 0 < most - least < math.inf:
+        share = binomial_interval((means[0] - least) / (most - least), len(means))
+        return Interval(means[0], *(least + (most - least) * end for end in share[1:]))
+    return range_interval(means, least, most)
 
 
 def accuracy_interval(solved: Sequence[Sequence[bool]]) -> Interval:

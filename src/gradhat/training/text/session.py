@@ -10,6 +10,7 @@ from typing import Any
 
 from gradhat.algorithms.learner import Learner
 from gradhat.envs.text.load import source_hash
+from gradhat.envs.text.solved import solves
 from gradhat.envs.text.task import Question, Task, fingerprint
 from gradhat.errors import RunError
 from gradhat.policies.language import weights
@@ -146,7 +147,7 @@ class Session:
         """Return what is learned, and with what."""
         lines = [described(self.config, self.engine.model), self.tried.lines(self.config)]
         more = self.num_steps - self.planned
-        if self.config.lr_end is not None and self.planned and more > 0:
+        if self.config.lr_end is not None and self.planned > self.config.lr_warmup_steps and more > 0:
             lines.append(
                 f"longer by {more:,} steps: the learning rate went to {self.config.lr_end:g} at step "
                 f"{self.planned:,} and now stands where a run of {self.num_steps:,} steps has it"
@@ -154,7 +155,10 @@ class Session:
         return "\n".join(lines)
 
     def progress(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> str:
-        """Return the line of progress."""
+        """Return the line of progress. An accuracy of a time when all rewards were 0 or 1 says nothing any
+        more, once there were others and the task does not say what solves its questions."""
+        if solves(self.task, graded=self.scale.graded) is None:
+            metrics = {key: value for key, value in metrics.items() if not key.endswith("/accuracy")}
         return progress_line(step, self.num_steps, metrics, seconds_left, scale=self.scale.scale())
 
     def before(self, run: RunFolder) -> dict[str, float]:
@@ -268,6 +272,8 @@ def prepare(config: TrainConfig, run: Path | None = None) -> Session:
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
     )
+    scale = Scale()
+    scale.expect(found.checked.gold + found.checked.empty)
     return Session(
         config=config,
         model=model,
@@ -278,6 +284,7 @@ def prepare(config: TrainConfig, run: Path | None = None) -> Session:
         optimizer=optimizer,
         learner=make_learner(config, network, optimizer, model),
         failures=Failures(config.max_unjudged),
+        scale=scale,
         source=Source(
             found.levels, system=config.system, threshold=config.curriculum_threshold, seed=config.seed
         ),

@@ -59,7 +59,7 @@ def levels(config: TrainConfig) -> list[Task]:
 def tried(config: TrainConfig) -> Tried:
     """Load the tasks of `config`, try them, and draw the held-out questions. TaskError for what is wrong."""
     tasks = levels(config)
-    checked = [check(task, say=_say) for task in tasks][-1]
+    checked = [check(task, say=_say, answers=not config.reward) for task in tasks][-1]
     held_out = held_out_set(tasks[-1], config.final_questions, derive(config.seed, "held_out"), _say)
     if not held_out:
         raise TaskError(
