@@ -104,6 +104,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(run: RunFolder, monkeypatch:
 
 def test_what_a_kill_left_half_written_is_cleared(run: RunFolder) -> None:
     run.close()
+    run.rollouts.mkdir()
     (run.rollouts / ".partial-step_000003.parquet").write_text("half")
     (run.checkpoints / ".partial-step_000003").mkdir()
     (run.checkpoints / ".partial-step_000003" / "model.safetensors").write_text("half")

@@ -25,7 +25,7 @@ CARTPOLE = (
     ControlConfig(
         Reinforce(network=Network(lr=1e-2), settings=reinforce.Settings(gamma=0.99, baseline="critic")),
     ),
-    ControlConfig(A2C(num_steps=8, network=replace(NORMALIZED, lr=3e-3)), num_envs=16),
+    ControlConfig(A2C(num_steps=8, network=replace(NORMALIZED, lr=2e-3)), num_envs=16),
     ControlConfig(A3C(num_steps=8, network=Network(lr=3e-3, max_grad_norm=10.0)), num_envs=16),
     # Where no episode fails any more, advantages are rounding errors of the critic. Brought to deviation 1
     # they would move the policy at full length, until it falls.

@@ -195,6 +195,7 @@ def test_a_batch_has_the_time_of_as_many_calls(file: Path, monkeypatch: pytest.M
         given.append(seconds)
         return function()
 
+    task = scored(file, "right")
     monkeypatch.setattr("gradhat.envs.text.rewards.guarded", guarded)
-    scored(file, "right").score_many(ASKED, ["7", "8"], [(1,), (2,)])
+    task.score_many(ASKED, ["7", "8"], [(1,), (2,)])
     assert given == [2 * TIME_LIMIT]

@@ -152,7 +152,8 @@ def test_the_interval_stays_within_the_returns_that_were_seen() -> None:
     returns = [500.0, 500.0, 500.0, 120.0]
     assert evaluate.summary(Played(returns, 0), "greedy", Seen())["greedy/high"] > 500
     cart_pole = Seen(8.0, 500.0, 300)
-    assert evaluate.summary(Played(returns, 0), "greedy", cart_pole)["greedy/high"] == 500
+    found = evaluate.summary(Played(returns, 0), "greedy", cart_pole)
+    assert found["greedy/low"] > 8 and 495 < found["greedy/high"] <= 500
 
 
 def test_episodes_that_cannot_be_shared_out_are_refused() -> None:

@@ -161,7 +161,7 @@ def four_prompts(*rewards: float) -> Experience:
 
 def test_the_interval_is_between_prompts_not_between_samples() -> None:
     # Prompt means 0.5, 0, 1, 0.5: deviation 0.408, t(3) = 3.182. Eight independent samples would give less.
-    graded = Scale(-5.0, 5.0, 100, graded=True)
+    graded = Scale(-99.0, 100.0, 100, graded=True)
     values = metrics.of_experience(four_prompts(1, 0, 0, 0, 1, 1, 0.5, 0.5), graded)
     half = 3.182 * (1 / 6) ** 0.5 / 2
     assert values["reward_high"] - 0.5 == pytest.approx(half, rel=0.01)
@@ -180,7 +180,7 @@ def test_rewards_of_right_and_wrong_have_the_interval_of_a_share() -> None:
 def test_a_mean_of_graded_rewards_stays_within_those_that_were_seen() -> None:
     rewards = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.25)
     values = metrics.of_experience(four_prompts(*rewards), Scale(0.0, 1.0, 64, graded=True))
-    assert values["reward_low"] == 0.0
+    assert 0.0 <= values["reward_low"] < 0.01 and 0.1 < values["reward_high"] < 1.0
 
 
 def test_fewer_than_four_prompts_have_no_interval() -> None:

@@ -52,6 +52,8 @@ def write_rollouts(
 
     `chosen` int64 `[N]` are the rows that were learned from, `adv` `[N, T]` their credit.
     """
+    with writing(run.path):
+        run.rollouts.mkdir(exist_ok=True)
     _write(run.rollouts / f"step_{step:06d}.parquet", rollout_rows(step, sampled, chosen, adv))
 
 
