@@ -16,6 +16,7 @@ PATIENCE = 16
 """Failed verdicts in a row that a run bears, less one, where nobody chose another number."""
 MAX_REWARD = (2 - 2**-23) * 2.0**127
 """The largest finite float32, 3.4e38: rewards are computed with in that type."""
+LIMIT = f"rewards are float32: at most {MAX_REWARD:.1e} either way"
 
 
 def number(found: object) -> float | None:
@@ -98,7 +99,7 @@ def _reward(found: object) -> float:
     if reward is None:
         raise ValueError("return a finite number or a Verdict of such")
     if abs(reward) > MAX_REWARD:
-        raise ValueError(f"rewards are float32: at most {MAX_REWARD:.1e} either way. Scale them")
+        raise ValueError(f"{LIMIT}. Scale them")
     return reward
 
 

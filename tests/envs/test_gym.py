@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from fractions import Fraction
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,7 @@ from gradhat.envs.gym_registry import sources_of
 from gradhat.envs.tabular import TabularEnv, TabularVectorEnv
 from gradhat.errors import ConfigError, TaskError
 from gradhat.exact.mdp import tabular
+from gradhat.verdicts import MAX_REWARD
 
 MODES = ("next_step", "same_step", "disabled")
 Arrays = dict[str, NDArray[Any]]
@@ -383,8 +385,8 @@ def test_a_vector_that_hides_its_mode_is_refused() -> None:
         ),
         ("reset", r"environment 1, reset\(\): found RuntimeError: the reset broke"),
         ("observation", r"environment 1, step 2: found the observation \[.*nan.*\]"),
-        ("reward", r"environment 1, step 2: found the reward \[inf\]"),
-        ("no reward", r"environment 1, step 1 of its episode: found TypeError"),
+        ("reward", r"environment 1, step 1 of its episode: found the reward inf, which is no finite number"),
+        ("no reward", r"environment 1, step 1 of its episode: found the reward None, which is no finite"),
         (
             "shape",
             r"environment 1, step 1 .*: found an observation of shape \(4,\), but the space has \(5,\)",
@@ -430,6 +432,16 @@ class Wrong(VectorWrapper[Any, Any, Any, Any, Any]):
         (0, lambda o, r, t, u, i: (o, r[:, None], t, u, i), r"step 1: .*shapes \[\(3, 1\), \(3,\), \(3,\)\]"),
         (0, lambda o, r, t, u, i: (None, r, t, u, i), "step 1: found"),
         (0, lambda o, r, t, u, i: 1 / 0, "step 1: found ZeroDivisionError"),
+        (
+            0,
+            lambda o, r, t, u, i: (o, r * [1, 1, np.inf], t, u, i),
+            r"environment 2, step 1: found the reward \[inf\], which is not finite",
+        ),
+        (
+            0,
+            lambda o, r, t, u, i: (o, r * 0 - [1, 1e39, 1], t, u, i),
+            r"environment 1, step 1: found the reward -1e\+39, but rewards are float32: at most 3.4e\+38",
+        ),
         (1, lambda o, r, t, u, i: (o, r, t | True, u, {}), "step 1: found ended episodes, but no final_obs"),
         (
             1,
@@ -451,6 +463,74 @@ def test_an_info_that_does_not_say_whose_turn_it_is_is_named(own: Any) -> None:
     world.reset(0)
     with pytest.raises(TaskError, match=r"mine, step 1: found the info own=.* Make it True or False"):
         world.step(np.zeros(2, int))
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> World:
+    """Two of the environments, which answer a step with these in the place of their own."""
+    step = Telltale.step
+
+    def odd(self: Telltale, action: Any) -> Any:
+        names = ("observation", "reward", "terminated", "truncated", "info")
+        return tuple((dict(zip(names, step(self, action), strict=True)) | answers).values())
+
+    monkeypatch.setattr(Telltale, "step", odd)
+    world = make(GymSpec(ENV, 2, "sync"))
+    world.reset(0)
+    return world
+
+
+@pytest.mark.parametrize(
+    ("reward", "wanted"),
+    [
+        (np.array([0.5]), 0.5),
+        (np.array([[2]]), 2.0),
+        (np.float16(1.5), 1.5),
+        (torch.tensor([3.5]), 3.5),
+        (torch.tensor(3), 3.0),
+        (Fraction(1, 4), 0.25),
+        (True, 1.0),
+        (-MAX_REWARD, -MAX_REWARD),
+    ],
+)
+def test_a_reward_is_a_number_of_any_library(
+    reward: Any, wanted: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = answering(monkeypatch, reward=reward)
+    assert world.step(np.zeros(2, int)).rewards.tolist() == [wanted, wanted]
+
+
+@pytest.mark.parametrize(
+    ("answers", "found"),
+    [
+        ({"reward": "3"}, "the reward '3', which is no finite number"),
+        ({"reward": np.ones(2)}, r"the reward array\(\[1., 1.\]\), which is no finite number"),
+        ({"reward": [1.0]}, r"the reward \[1.0\], which is no finite number"),
+        ({"reward": 1e39}, r"the reward 1e\+39, but rewards are float32: at most 3.4e\+38 either way"),
+        ({"reward": -(10**39)}, r"the reward -1e\+39, but rewards are float32"),
+        ({"observation": ["a"] * 5}, "an observation of dtype <U1, which are no real numbers"),
+        ({"observation": [None] * 5}, "an observation of dtype object"),
+        ({"observation": np.zeros(5, complex)}, "an observation of dtype complex128"),
+        ({"info": {"own": None}}, "the info own=None, .*: make it True or False, or give it another name"),
+        ({"info": {"own": np.ones(2, bool)}}, r"the info own=array\(\[ True, True\]\)"),
+        ({"info": {"own": 2}}, "the info own=2,"),
+    ],
+)
+def test_an_answer_that_is_none_is_named(answers: Any, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = answering(monkeypatch, **answers)
+    with pytest.raises(
+        TaskError, match=f"{ENV}, environment 0, step 1 of its episode: found {found}.* Repair"
+    ):
+        world.step(np.zeros(2, int))
+
+
+@pytest.mark.parametrize("true", [True, np.True_, 1, np.ones(1, bool), torch.tensor([True]), torch.tensor(1)])
+def test_a_turn_is_a_flag_of_any_library(true: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = answering(monkeypatch, info={"own": true}, terminated=False, truncated=False)
+    world.step(np.zeros(2, int))
+    assert world.acts.dtype == np.bool_ and world.acts.all()
+    world = answering(monkeypatch, info={"own": true * 0}, terminated=False, truncated=False)
+    world.step(np.zeros(2, int))
+    assert world.acts.dtype == np.bool_ and not world.acts.any()
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit()])

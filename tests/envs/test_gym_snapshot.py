@@ -2,16 +2,21 @@
 
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import gymnasium
 import numpy as np
 import pytest
 import telltale
+import torch
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 from telltale import ENV, Telltale
 
+from gradhat.cli.main import main
 from gradhat.envs.gym import GymSpec, Step, World, make
 from gradhat.envs.gym_state import captured, dumps
 from gradhat.envs.tabular import TabularVectorEnv
@@ -113,12 +118,12 @@ def test_every_moment_can_be_saved(how: Any, mode: Any) -> None:
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_a_seeded_start_and_its_steps_are_counted_on(how: Any) -> None:
     """Errors name the step since the world's reset, also in a world that goes on."""
-    world, fresh = (make(GymSpec(ENV, 2, how, {"fault": "reward"})) for _ in range(2))
+    world, fresh = (make(GymSpec(ENV, 2, how, {"fault": "observation"})) for _ in range(2))
     world.reset(0)
     for _ in range(4):
         world.step(np.zeros(2, int))
     fresh.restore(world.snapshot())
-    with pytest.raises(TaskError, match="environment 1, step 5: found the reward"):
+    with pytest.raises(TaskError, match="environment 1, step 5: found the observation"):
         fresh.step(np.array([0, telltale.TROUBLE]))
     world.close(), fresh.close()
 
@@ -173,6 +178,78 @@ def test_the_record_is_small() -> None:
     world.reset(0)
     random_steps(world, np.random.default_rng(0), 2000)
     assert 2 * 2000 * 4 < len(world.snapshot()) < 2 * 2000 * 4 * 4 / 3 + 1000
+
+
+START = np.zeros(2, np.float32)
+"""One array, which all copies of an environment answer with."""
+
+
+class Shared(gymnasium.Env[Any, Any]):
+    """An episode of five steps that shows one array, the same in every copy, or a tensor."""
+
+    observation_space = Box(-9, 9, (2,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self, kind: str) -> None:
+        self.seen: Any = {"array": START, "tensor": torch.zeros(2), "list": [0.0, 0.0]}[kind]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self.seen, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return self.seen, float(action), self.t >= 5, False, {}
+
+
+@pytest.fixture
+def shared() -> Iterator[str]:
+    gymnasium.register("Shared-v0", entry_point=Shared)
+    yield "Shared-v0"
+    del gymnasium.registry["Shared-v0"]
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "list"])
+@pytest.mark.parametrize("mode", MODES)
+def test_observations_that_are_shared_or_no_arrays_can_be_saved(shared: str, kind: str, mode: Any) -> None:
+    world, fresh = (make(GymSpec(shared, 4, "sync", {"kind": kind}, mode)) for _ in range(2))
+    world.reset(0)
+    for moment in range(8):
+        saved = world.snapshot()
+        fresh.restore(saved)
+        steps = [random_steps(w, np.random.default_rng(moment), 1) for w in (fresh, world)]
+        assert_same(*steps)
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_a_run_with_observations_that_are_shared_or_no_arrays_goes_on(
+    shared: str, kind: str, tmp_path: Path
+) -> None:
+    flags = "--num-envs 4 --vectorization sync --num-steps 3 --num-minibatches 1 --hidden 4 --log-every 12"
+    flags += f" --eval-episodes 2 --eval-every 0 --env-args kind={kind} --num-frames"
+    run = tmp_path / "run"
+    assert main(["train", "ppo", "--env", shared, *flags.split(), "24", "--out", str(run)]) == 0
+    assert main(["train", "--resume", str(run), "--num-frames", "48"]) == 0
+
+
+def test_random_numbers_that_cannot_be_written_down_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a generator of somebody else's, whose state is an object."""
+
+    def reset(self: Telltale, **_: Any) -> Any:
+        self.np_random = cast(
+            Any, SimpleNamespace(bit_generator=SimpleNamespace(state={"at": io.StringIO()}))
+        )
+        return np.zeros(5), {}
+
+    monkeypatch.setattr(Telltale, "reset", reset)
+    world = make(GymSpec(ENV, 2, "sync"))
+    world.reset(0)
+    world.reset()
+    with pytest.raises(
+        TaskError, match=r"snapshot\(\): found what cannot be written down: .*StringIO.*np_random"
+    ):
+        world.snapshot()
 
 
 def test_what_cannot_be_saved_says_so() -> None:

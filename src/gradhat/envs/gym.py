@@ -14,7 +14,15 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from gradhat.envs.gym_guards import check_finite, check_shapes, check_trouble, check_turns, close, explained
+from gradhat.envs.gym_guards import (
+    check_finite,
+    check_rewards,
+    check_shapes,
+    check_trouble,
+    check_turns,
+    close,
+    explained,
+)
 from gradhat.envs.gym_recorder import Lived
 from gradhat.envs.gym_spaces import Array, Float32, actions_of, flat_one, flat_size, flattened, played
 from gradhat.envs.gym_state import Unsavable, captured, dumps, loads, put_back
@@ -112,7 +120,7 @@ class World:
         check_trouble(infos)
         check_turns(infos, self.num_envs, self.name, asked)
         check_shapes((rewards, terminated, truncated), self.num_envs, self.name, asked)
-        check_finite(rewards, "reward", self.name, asked)
+        check_rewards(rewards, self.name, asked)
         observations = successors = self._seen(seen, asked)
         ended = terminated | truncated
         if self.autoreset is AutoresetMode.NEXT_STEP:
@@ -156,7 +164,7 @@ class World:
         held: dict[str, Any] = {"live": self._begun("snapshot()"), "steps": self._steps}
         if isinstance(self._vector, SyncVectorEnv | AsyncVectorEnv):
             held["lived"] = [tuple(one) for one in self._ask("snapshot()", self._vector.call, "snapshot")]
-            repair = "Repair the environment: its observations are arrays of numbers."
+            repair = "Repair the environment: observations and the state of np_random are numbers."
         else:
             held["vector"] = self._vector
             repair = "Use vectorization='sync'."

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gradhat.envs.gym_recorder import TROUBLE
 from gradhat.errors import ConfigError, GradhatError, TaskError
+from gradhat.verdicts import LIMIT, MAX_REWARD
 
 PATIENCE = 5.0
 """Seconds to wait for the operating system to say which worker process has died."""
@@ -27,6 +28,18 @@ def check_finite(numbers: NDArray[Any], what: str, name: str, asked: str) -> Non
         f"{name}, environment {wrong}, {asked}: found the {what} {rows[wrong].tolist()}, which is not "
         "finite. Repair the environment."
     )
+
+
+def check_rewards(rewards: NDArray[Any], name: str, asked: str) -> None:
+    """Raise TaskError, naming the first wrong environment, unless rewards `[N]` are finite as float32."""
+    check_finite(rewards, "reward", name, asked)
+    large = np.flatnonzero(np.abs(rewards) > MAX_REWARD)
+    if large.size:
+        first = large[0]
+        raise TaskError(
+            f"{name}, environment {first}, {asked}: found the reward {rewards[first]:.3g}, but {LIMIT}. "
+            "Repair the environment."
+        )
 
 
 def check_trouble(infos: Mapping[str, Any]) -> None:

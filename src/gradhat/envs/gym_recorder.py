@@ -13,17 +13,21 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
+from gradhat.envs.text.guard import shown
 from gradhat.errors import TaskError
+from gradhat.verdicts import LIMIT, MAX_REWARD, number
 
 TROUBLE = "gradhat.trouble"
 """Key of an info that says, in words, how an environment broke. An exception would end its worker process,
 and would not say which environment it came from."""
 
-READ = ("own",)
-"""Keys of an info that anybody here reads. A vector stacks infos, which those of somebody else's environment
-may not do: arrays of a varying length, None, text after a number."""
+OWN = "own"
+"""The only key of an info that anybody here reads. A vector stacks infos, which those of somebody else's
+environment may not do: arrays of a varying length, None, text after a number."""
 
 ANSWER = "(observation, reward, terminated, truncated, info)"
+NUMBERS = "biuf"
+"""The kinds of dtypes of real numbers."""
 AROUND = (Path(__file__).parents[1], Path(gymnasium.__file__).parent)
 """The homes of the code around an environment: never the place that is to be repaired, save in `ENVS`."""
 ENVS = Path(gymnasium.__file__).parent / "envs"
@@ -89,7 +93,7 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
             ends = bool(terminated), bool(truncated)
-            answer = (self._own(observation), float(reward), *ends, _read(info))
+            answer = (self._own(observation), _reward(reward), *ends, _read(info))
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -140,7 +144,11 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         found, expected = np.shape(observation), self._nothing.shape
         if found != expected:
             raise TaskError(f"an observation of shape {found}, but the space has {expected}")
-        return np.array(observation)
+        # Not np.array(): a tensor does not know its keyword `copy`, and numpy warns of that.
+        own = np.asarray(observation).copy()
+        if own.dtype.kind not in NUMBERS:
+            raise TaskError(f"an observation of dtype {own.dtype}, which are no real numbers")
+        return own
 
     def _named(self, asked: str, error: BaseException) -> str:
         found = str(error)
@@ -156,7 +164,25 @@ def _read(info: Any) -> dict[str, Any]:
     """Return what is read of an info. TaskError where it is none."""
     if not isinstance(info, Mapping):
         raise TaskError(f"an info of the type {type(info).__name__}, but it should be a dictionary")
-    return {key: info[key] for key in READ if key in info}
+    if OWN not in info:
+        return {}
+    own = number(info[OWN])
+    if own not in (0.0, 1.0):
+        raise TaskError(
+            f"the info own={shown(info[OWN])}, which says whether the next action is the policy's own: make "
+            "it True or False, or give it another name"
+        )
+    return {OWN: own == 1.0}
+
+
+def _reward(found: Any) -> float:
+    """Return a reward as a float. TaskError where it is no number that can be computed with."""
+    reward = number(found)
+    if reward is None:
+        raise TaskError(f"the reward {shown(found)}, which is no finite number")
+    if abs(reward) > MAX_REWARD:
+        raise TaskError(f"the reward {reward:.3g}, but {LIMIT}")
+    return reward
 
 
 def _place(error: BaseException) -> str:
