@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,45 @@ def test_what_cannot_be_measured_is_said(
         assert main(["eval", *map(str, words)]) == code
         error = capsys.readouterr().err
         assert wanted in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("verb", ["eval", "watch"])
+def test_an_environment_with_other_spaces_is_named_with_those_that_the_policy_knows(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    assert main([verb, str(trained), "--env", "Acrobot-v1"]) == 2
+    said = capsys.readouterr().err
+    assert f"use the policy of {trained} in Acrobot-v1: it was trained in CartPole-v1 (4 numbers " in said
+    assert "(4 numbers seen, 2 actions), but Acrobot-v1 has 6 numbers seen, 3 actions. Name an --env" in said
+    assert "size mismatch" not in said
+    # Where its own environment is code that nobody trusts, or is gone, nobody looks at its spaces.
+    for own in ("no_such_module:Own-v0", "Gone-v0"):
+        run = Path(shutil.copytree(trained, tmp_path / own))
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"env": own}))
+        assert main([verb, str(run), "--env", "Acrobot-v1"]) == 2
+        said = capsys.readouterr().err
+        assert f"it was trained in {own}, but Acrobot-v1 has 6 numbers seen, 3 actions" in said
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "own", "other"),
+    [
+        ("q_learning", "FrozenLake-v1", "CliffWalking-v1"),
+        ("dqn", "CartPole-v1", "Acrobot-v1"),
+        ("sac", "Pendulum-v1", "MountainCarContinuous-v0"),
+    ],
+)
+def test_other_spaces_are_named_whatever_the_policy_is_made_of(
+    algorithm: str, own: str, other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = "--num-envs 1 --num-frames 20 --eval-episodes 1 --eval-max-steps 6"
+    flags += "" if algorithm == "q_learning" else " --first-frames 10 --hidden 4"
+    assert main(["train", algorithm, "--env", own, *flags.split(), "--out", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(run), "--env", other, "--episodes", "1"]) == 2
+    assert f"in {other}: it was trained in {own} (" in capsys.readouterr().err
 
 
 def test_the_memory_and_the_environments_of_training_are_not_needed(

@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.spaces import Box, Discrete
 from PIL import Image
 
 from gradhat.cli import watch
@@ -120,6 +124,33 @@ def test_what_cannot_be_watched_is_said_in_one_message(
         # Nothing was played.
         assert not said.out, words
     assert not (tmp_path / "a.avi").exists()
+
+
+class Wide(gymnasium.Env[Any, Any]):
+    """Shows five numbers, where its vector version, that of CartPole, shows four."""
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    observation_space = Box(-1, 1, (5,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+
+def test_a_single_environment_with_other_spaces_than_its_vector_version_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gymnasium.register("Wide-v0", entry_point=Wide, vector_entry_point=CartPoleVectorEnv)
+    run = tmp_path / "run"
+    try:
+        assert main(["train", "ppo", "--env", "Wide-v0", *FLAGS.split(), "--out", str(run)]) == 0
+        capsys.readouterr()
+        assert main(["watch", str(run), "--out", str(tmp_path / "a.gif")]) == 2
+    finally:
+        del gymnasium.registry["Wide-v0"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "a film of Wide-v0: found 5 numbers seen, 2 actions in a single environment" in said
+    assert "has 4 numbers seen, 2 actions. Make them alike, or train with --vectorization sync." in said
 
 
 def test_a_policy_of_an_environment_is_not_talked_to(

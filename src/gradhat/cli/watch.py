@@ -81,7 +81,14 @@ def film(run: Path, flags: Flags) -> None:
         )
         for i in range(flags.episodes):
             seed = derive(flags.seed, "watch", i)
-            seen = video.frames(config.env, env_kwargs(config), act, seed=seed, max_steps=flags.max_steps)
+            seen = video.frames(
+                config.env,
+                env_kwargs(config),
+                act,
+                seed=seed,
+                max_steps=flags.max_steps,
+                spaces=session.judge.spaces,
+            )
             pictures += seen.frames
             fps = seen.fps
             cut = "" if seen.ended else ", cut there: --max-steps MORE shows on"

@@ -105,6 +105,13 @@ class World:
         return self._seen(seen, "reset()")
 
     @property
+    def spaces(self) -> str:
+        """What is seen and chosen from, in words. Worlds of equal ones can be played by the same policy."""
+        actions = self.actions
+        kind = f"{'' if actions.discrete else 'continuous '}action{'' if actions.size == 1 else 's'}"
+        return f"{self.num_inputs} numbers seen, {actions.size} {kind}"
+
+    @property
     def acts(self) -> Bools:
         """Whether the next action is the policy's own: `live` of the next step, `[N]`."""
         return self._begun("acts")

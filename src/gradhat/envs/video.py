@@ -39,11 +39,13 @@ def frames(
     *,
     seed: int,
     max_steps: int,
+    spaces: str = "",
 ) -> Film:
     """Film one episode of `act`, which gets a flat observation `[O]` and returns an action: a number, or a
-    vector `[size]`, as a policy would.
+    vector `[size]`, as a policy would. `spaces` are the `World.spaces` that it knows; "" is any.
 
-    ConfigError where the environment draws no pictures, or where a package that draws them is missing.
+    ConfigError where the environment draws no pictures, where a package that draws them is missing, or where
+    a single one, which is what is filmed, has other spaces.
     TaskError where what it draws is none.
     """
     drawing = {**kwargs, "render_mode": "rgb_array"}
@@ -53,6 +55,13 @@ def frames(
         raise ConfigError(
             f"a film of {env_id}: found no rgb_array among its render modes, so that it draws no pictures. "
             "Film another environment, or give this one that mode."
+        )
+    if spaces not in ("", world.spaces):
+        world.close()
+        raise ConfigError(
+            f"a film of {env_id}: found {world.spaces} in a single environment, which can be filmed, but its "
+            f"vector version, which the policy knows, has {spaces}. Make them alike, or train with "
+            "--vectorization sync."
         )
     with _no_screen(), closing(world):
         observations, pictures, total, ended = world.reset(seed), [_picture(world)], 0.0, False

@@ -1,9 +1,17 @@
 """What agents share: means of metrics, and states in one dictionary."""
 
+from contextlib import closing
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
+from gradhat.training.control import worlds
 from gradhat.training.control.agent import Means, joined, packed, part, unpacked
+from gradhat.training.control.algorithms import ALGORITHMS
+from gradhat.training.control.config import ControlConfig
+from gradhat.training.control.session import idle
 
 
 def test_a_mean_is_over_the_updates_that_measured_it() -> None:
@@ -34,3 +42,24 @@ def test_plain_values_survive_as_bytes() -> None:
     generator = np.random.default_rng(2)
     generator.bit_generator.state = found["draws"]
     assert generator.random() == np.random.default_rng(1).random()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "env", "spoil"),
+    [
+        ("q_learning", "FrozenLake-v1", lambda name, tensor: tensor.reshape(32, 2)),
+        ("a3c", "CartPole-v1", lambda name, tensor: tensor[..., :1] if "weights.0" in name else tensor),
+    ],
+)
+def test_a_policy_of_other_shapes_is_never_made_to_fit(algorithm: str, env: str, spoil: Any) -> None:
+    """A table of as many numbers, and a column of weights that could be repeated."""
+    row = ALGORITHMS[algorithm]
+    config = idle(ControlConfig(row.learning, env=env))
+    with closing(worlds.make(config, 1)) as world:
+        agent: Any = row.make(config, world)
+    own = {"q": agent.table.q} if algorithm == "q_learning" else joined(weights=agent._weights())
+    state = {name: spoil(name, tensor) for name, tensor in own.items()} | joined(
+        seen=agent.seen._asdict() if algorithm == "a3c" else {}
+    )
+    with pytest.raises(ValueError, match="wanted"):
+        agent.restore_policy(state)

@@ -180,6 +180,8 @@ class Hogwild:
 
     def restore_policy(self, state: dict[str, Tensor]) -> None:
         for name, tensor in joined(weights=self._weights()).items():
+            if state[name].shape != tensor.shape:
+                raise ValueError(f"{name} is {list(state[name].shape)}, wanted {list(tensor.shape)}")
             tensor.copy_(state[name])
         # Whatever the number of workers was: what they saw is pooled.
         self.seen = Seen(**part(state, "seen"))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gradhat.envs.gym import World
-from gradhat.errors import RunError
+from gradhat.errors import ConfigError, GradhatError, RunError
 from gradhat.intervals import FEWEST, Seen, range_interval
 from gradhat.rollouts.vector import Episode
 from gradhat.training import checkpoint
@@ -20,7 +20,7 @@ from gradhat.training.checkpoint import Checkpoint, fitting
 from gradhat.training.clock import Clock
 from gradhat.training.control import evaluate, worlds
 from gradhat.training.control.agent import Agent, Choice
-from gradhat.training.control.algorithms import ALGORITHMS, check_actions
+from gradhat.training.control.algorithms import ALGORITHMS, check_actions, read
 from gradhat.training.control.config import ControlConfig, check, to_json
 from gradhat.training.control.evaluate import Measured
 from gradhat.training.control.progress import in_training, progress_line, returned
@@ -29,7 +29,7 @@ from gradhat.training.loop import Ending
 from gradhat.training.memory import keep_freed_memory
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.seed import derive
-from gradhat.training.trust import allow
+from gradhat.training.trust import allow, code_in
 
 STATE = "state.safetensors"
 
@@ -78,11 +78,9 @@ class Session:
 
     def opening(self) -> str:
         """Return what is learned, and how."""
-        config, actions = self.config, self.world.actions
-        kind = f"{'' if actions.discrete else 'continuous '}action{'' if actions.size == 1 else 's'}"
+        config = self.config
         lines = [
-            f"env    {config.env}: {self.world.num_inputs} numbers seen, "
-            f"{actions.size} {kind}; {config.num_envs} at once",
+            f"env    {config.env}: {self.world.spaces}; {config.num_envs} at once",
             f"agent  {config.algorithm}: {ALGORITHMS[config.algorithm].what}",
             self.agent.holds(),
             self._judged_by(),
@@ -266,7 +264,7 @@ def playing(run: Path, config: ControlConfig[Any]) -> Generator[Session]:
 
     Weights and normaliser are all that is read: the environments that it was trained in and its memory are
     neither made nor restored. Closes what it made. RunError where there is no whole checkpoint, or where it
-    is not one of `config`.
+    is not one of `config`, and ConfigError where that is in another environment, with other spaces.
     """
     check(config)
     torch.set_num_threads(config.num_threads)
@@ -280,12 +278,33 @@ def playing(run: Path, config: ControlConfig[Any]) -> Generator[Session]:
     with closing(worlds.make(still, still.num_envs)) as world:
         check_actions(still, world)
         agent = ALGORITHMS[still.algorithm].make(still, world)
-    with fitting(found):
-        agent.restore_policy(load_file(found.path / STATE))
+    try:
+        with fitting(found):
+            agent.restore_policy(load_file(found.path / STATE))
+    except RunError as error:
+        own = read(run)
+        if own.env == config.env:
+            raise
+        raise ConfigError(
+            f"use the policy of {run} in {config.env}: it was trained in {own.env}{_spaces_of(own)}, but "
+            f"{config.env} has {world.spaces}. Name an --env with the spaces of {own.env}."
+        ) from error
     with closing(judge(config)) as world:
         session = Session(config, world, agent, world)
         session.step = found.step
         yield session
+
+
+def _spaces_of(own: ControlConfig[Any]) -> str:
+    """Return the spaces of a run's own environment in words, or nothing where seeing them needs code that the
+    run names, or an environment that is gone."""
+    if code_in(to_json(own)):
+        return ""
+    try:
+        with closing(worlds.make(idle(own), 1)) as world:
+            return f" ({world.spaces})"
+    except GradhatError:
+        return ""
 
 
 def idle(config: ControlConfig[Any]) -> ControlConfig[Any]:

@@ -98,7 +98,9 @@ class TabularAgent:
         self.collector.restore(part(state, "collector"))
 
     def restore_policy(self, state: dict[str, Tensor]) -> None:
-        self.table.q = state["q"].reshape(self.table.q.shape)
+        if state["q"].shape != self.table.q.shape:
+            raise ValueError(f"q is {list(state['q'].shape)}, wanted {list(self.table.q.shape)}")
+        self.table.q = state["q"].clone()
 
     def close(self) -> None:
         self.collector.world.close()
