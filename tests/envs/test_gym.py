@@ -523,14 +523,65 @@ def test_an_answer_that_is_none_is_named(answers: Any, found: str, monkeypatch: 
         world.step(np.zeros(2, int))
 
 
+class Turning(Telltale):
+    """Says whose turn it is with what it is given: at a reset, in a step, and by which of the copies."""
+
+    def __init__(self, own: Any, at: tuple[str, ...] = ("reset", "step"), who: int = -1) -> None:
+        super().__init__()
+        self.own, self.at = own, at
+        Turning.made += 1
+        self.says = who in (-1, Turning.made % 2)
+
+    made = 0
+
+    def reset(self, **given: Any) -> tuple[Any, dict[str, Any]]:
+        return super().reset(**given)[0], self.info("reset")
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        return (*super().step(action)[:4], self.info("step"))
+
+    def info(self, moment: str) -> dict[str, Any]:
+        return {"own": self.own} if self.says and moment in self.at else {}
+
+
+@pytest.fixture
+def turning() -> Iterator[str]:
+    gymnasium.register("Turning-v0", entry_point=Turning)
+    yield "Turning-v0"
+    del gymnasium.registry["Turning-v0"]
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("true", [True, np.True_, 1, np.ones(1, bool), torch.tensor([True]), torch.tensor(1)])
-def test_a_turn_is_a_flag_of_any_library(true: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = answering(monkeypatch, info={"own": true}, terminated=False, truncated=False)
-    world.step(np.zeros(2, int))
-    assert world.acts.dtype == np.bool_ and world.acts.all()
-    world = answering(monkeypatch, info={"own": true * 0}, terminated=False, truncated=False)
-    world.step(np.zeros(2, int))
-    assert world.acts.dtype == np.bool_ and not world.acts.any()
+def test_a_turn_is_a_flag_of_any_library(true: Any, mode: Any, turning: str) -> None:
+    for own in (true, true * 0):
+        world = make(GymSpec(turning, 2, "sync", {"own": own}, mode))
+        world.reset(0)
+        assert world.takes_turns and world.acts.dtype == np.bool_ and (world.acts == bool(own)).all()
+        for _ in range(20):
+            step = world.step(np.zeros(2, int))
+            # With next-step autoreset nobody reads the action after an end, whoever claims it.
+            ended = (step.terminated | step.truncated) & (mode == "next_step")
+            assert world.acts.dtype == np.bool_ and (world.acts == (bool(own) & ~ended)).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("kwargs", "moment", "found"),
+    [
+        ({"at": ("reset",)}, "step 1", "missing"),
+        ({"at": ("step",)}, "step 1", "here only"),
+        ({"who": 0}, r"reset\(\)", "missing"),
+    ],
+)
+def test_a_turn_that_is_not_always_said_is_named(
+    kwargs: Any, moment: str, found: str, mode: Any, turning: str
+) -> None:
+    world = make(GymSpec(turning, 2, "sync", {"own": True, **kwargs}, mode))
+    with pytest.raises(
+        TaskError, match=f"Turning-v0, {moment}: found the info own, .* {found}. Let every reset"
+    ):
+        world.reset(0), world.step(np.zeros(2, int))
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit()])

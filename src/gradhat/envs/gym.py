@@ -55,7 +55,7 @@ class Step(NamedTuple):
 class World:
     """A vector of environments, called `name` in errors. The caller steps; episodes begin by themselves.
 
-    An info "own" of type bool says, beside an observation, whether the next action is the policy's own, as
+    An info "own" of type bool says, beside every observation, whether the next action is the policy's own, as
     those of `envs/tabular.py` do.
 
     TaskError, naming environment and step, where one raises, answers with numbers that are not finite or with
@@ -99,7 +99,7 @@ class World:
             seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(self.num_envs)]
         seen, infos = self._ask("reset()", self._vector.reset, seed=seeds)
         check_trouble(infos)
-        check_turns(infos, self.num_envs, self.name, "reset()")
+        check_turns(infos, self._everyone, None, self.name, "reset()")
         self._steps, self._live = 0, infos.get("own", self._everyone)
         self.takes_turns = "own" in infos
         return self._seen(seen, "reset()")
@@ -125,13 +125,13 @@ class World:
         answer = self._ask(asked, self._vector.step, self._played(actions))
         seen, rewards, terminated, truncated, infos = answer
         check_trouble(infos)
-        check_turns(infos, self.num_envs, self.name, asked)
+        check_turns(infos, self._everyone, self.takes_turns, self.name, asked)
         check_shapes((rewards, terminated, truncated), self.num_envs, self.name, asked)
         check_rewards(rewards, self.name, asked)
         observations = successors = self._seen(seen, asked)
         ended = terminated | truncated
         if self.autoreset is AutoresetMode.NEXT_STEP:
-            self._live = infos.get("own", ~ended)
+            self._live = ~ended & infos.get("own", True)
         else:
             self._live = infos.get("own", self._everyone)
             if ended.any():
@@ -147,7 +147,8 @@ class World:
             options = {"reset_mask": ended.copy()}
             first, more = self._ask(asked, self._vector.reset, options=options)
             check_trouble(more)
-            if "own" in more:
+            check_turns(more, ended, self.takes_turns, self.name, asked)
+            if self.takes_turns:
                 self._live = np.where(ended, more["own"], infos["own"])
             return np.where(ended[:, None], self._seen(first, asked), seen), seen
         if "final_obs" not in infos:
@@ -187,7 +188,7 @@ class World:
 
         TaskError where it was taken in a world of another spec, or was not taken at all.
         """
-        self._ask("restore()", self._vector.reset)
+        _, infos = self._ask("restore()", self._vector.reset)
         single = isinstance(self._vector, SyncVectorEnv | AsyncVectorEnv)
         try:
             state = put_back({"vector": self._vector}, loads(saved))
@@ -208,8 +209,9 @@ class World:
                 if trouble is not None:
                     raise TaskError(trouble)
             # Every environment repeats its last answer: the flags of the vector are then as they were.
-            self._ask("restore()", self._vector.step, np.zeros_like(self._vector.action_space.sample()))
-        self._live, self._steps = live, steps
+            nothing = np.zeros_like(self._vector.action_space.sample())
+            infos = self._ask("restore()", self._vector.step, nothing)[-1]
+        self._live, self._steps, self.takes_turns = live, steps, "own" in infos
 
     def render(self) -> Array | None:
         """Return a picture of the first environment, uint8 `[height, width, 3]`, or None where it draws none.

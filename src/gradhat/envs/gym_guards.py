@@ -58,13 +58,24 @@ def check_shapes(arrays: Sequence[NDArray[Any]], num_envs: int, name: str, asked
         )
 
 
-def check_turns(infos: Mapping[str, Any], num_envs: int, name: str, asked: str) -> None:
-    """Raise TaskError where the info "own", which says whose the next action is, is no bool."""
-    own = np.asarray(infos.get("own", np.ones(num_envs, dtype=np.bool_)))
-    if own.dtype != np.bool_ or own.shape != (num_envs,):
+def check_turns(
+    infos: Mapping[str, Any], asked_of: NDArray[np.bool_], turns: bool | None, name: str, asked: str
+) -> None:
+    """Raise TaskError where the info "own", which says whose the next action is, is no bool; or where it is
+    not there from all environments `asked_of` `[N]`, or from none: as `turns` says, where that is known."""
+    own = np.asarray(infos.get("own", asked_of))
+    if own.dtype != np.bool_ or own.shape != asked_of.shape:
         raise TaskError(
             f"{name}, {asked}: found the info own={own.tolist()}, which says whether the next action is the "
             "policy's own. Make it True or False, or give it another name."
+        )
+    # A vector of single environments marks those that said it; the others have False there.
+    said = np.asarray(infos.get("_own", np.full(asked_of.shape, "own" in infos)))[asked_of]
+    if said.any() != said.all() or turns not in (None, said.any()):
+        raise TaskError(
+            f"{name}, {asked}: found the info own, which says whether the next action is the policy's own, "
+            f"{'here only' if turns is False else 'missing'}. Let every reset and every step of all "
+            "environments say it, or none."
         )
 
 
