@@ -1,11 +1,9 @@
-"""`gradhat --help`, the errors and the viewer never load torch, however far down. Each runs on its own."""
+"""`gradhat --help` and the errors never load torch, however far down. Each runs on its own."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from reading import ROOT
 
@@ -46,14 +44,6 @@ def test_errors_load_nothing_heavy() -> None:
 
 def test_flags_of_a_file_of_questions_load_nothing_heavy() -> None:
     assert not loaded("import gradhat.cli.columns", ROOT / "src") & HEAVY
-
-
-def test_the_viewer_never_loads_torch() -> None:
-    files = sorted((ROOT / "src/gradhat/viewer").rglob("*.py"))
-    names = [".".join(f.relative_to(ROOT / "src").with_suffix("").parts) for f in files]
-    if not names:
-        pytest.skip("there is no viewer")
-    assert "torch" not in loaded("\n".join(f"import {name}" for name in names), ROOT / "src")
 
 
 def test_a_heavy_import_further_down_is_found(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The run folder: the contract between training, evaluation, the viewer and other tools.
+"""The run folder: the contract between training, evaluation and other tools.
 
 config.json                      the resolved config; `gradhat train --resume` starts from it
 env.json                         what the numbers were made with: versions, processor, threads, hashes
