@@ -9,14 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from gradhat.cli.main import main
+from gradhat.errors import ConfigError
 from gradhat.training import checkpoint
 from gradhat.training.control.session import STATE
+from gradhat.training.trust import BRIDGES, allow, code_in
 
 CONTROL = (
     "train ppo --env CartPole-v1 --num-envs 2 --num-steps 8 --num-minibatches 1 --hidden 4 --num-frames 64"
@@ -241,6 +244,18 @@ def test_reading_a_control_run_executes_nothing_of_it(
     assert not marker.exists()
     wanted = 0 if evil is evil_world or verb.startswith("plot") else 2
     assert code == wanted
+
+
+@pytest.mark.parametrize("bridge", BRIDGES)
+def test_an_environment_that_makes_one_of_another_library_is_code(bridge: str) -> None:
+    """Whatever its arguments look like: they name what is imported."""
+    assert code_in({"env": bridge, "env_args": ["env_id=Old"]}) == [f"env {bridge}"]
+    with pytest.raises(
+        ConfigError, match=f"would be executed here: env {bridge}. Name it yourself with --env"
+    ):
+        allow("gradhat eval runs/x", {"env": bridge}, ["env"], "--env", trusted=False)
+    allow("gradhat eval runs/x", {"env": bridge}, ["env"], "--env", trusted=True)
+    assert bridge in gymnasium.registry, "under the name that it has in Gymnasium"
 
 
 @pytest.mark.usefixtures("importable")
