@@ -171,7 +171,9 @@ def test_whatever_an_environment_answers(examples: int, mode: str) -> None:
 
     @tried(
         examples,
-        {"space": SPACES[0], "begins": [(RIGHT, {})], "follows": [(RIGHT, 1.0, False, False, {})]},
+        {"space": SPACES[0], "begins": [(SHARED, {})], "follows": [(SHARED, 1.0, False, False, {})]},
+        {"space": SPACES[0], "begins": [(RIGHT, {})], "follows": [(RIGHT, 1e39, False, False, {})]},
+        {"space": SPACES[0], "begins": [(RIGHT, {"own": False})], "follows": [(RIGHT, 1, False, True, {})]},
         space=st.sampled_from(SPACES),
         begins=st.lists(BEGINS, min_size=1, max_size=2) | st.just([(RIGHT, {})]),
         follows=st.lists(FOLLOWS, min_size=1, max_size=3),

@@ -48,7 +48,7 @@ def test_whatever_reward_functions_answer(examples: int, tmp_path: Path) -> None
     @tried(
         examples,
         {"one": [1, None], "two": (0.5, 2.0), "weight": 0.5, "completion": "7"},
-        {"one": [1e300, 1.0], "two": [None, None], "weight": 1e300, "completion": "\ud800"},
+        {"one": [1e300, 1.0], "two": [None, None], "weight": 1.0, "completion": "\ud800"},
         one=ANSWERS,
         two=ANSWERS,
         weight=st.floats(-9, 9) | st.floats(allow_nan=False, allow_infinity=False),
