@@ -204,7 +204,7 @@ def test_a_memory_that_does_not_fit_is_refused_before_the_run(
 FAULTS = {
     "raise": "step 4 of its episode: found RuntimeError: the wheel came off, at breaking.py:",
     "reset": "reset(): found RuntimeError: nobody knows where to begin",
-    "reward": "step 40: found the reward [nan], which is not finite",
+    "reward": "step 4 of its episode: found the reward nan, which is no finite number",
     "observation": "step 40: found the observation [",
     "shape": "step 4 of its episode: found an observation of shape (3,), but the space has (2,)",
 }
@@ -252,7 +252,7 @@ def test_a_world_that_breaks_in_a_measurement_says_so_too(
 ) -> None:
     Shop.fault = Fault("reward", 3, 2)
     code, error = asked(capsys, "a2c", "--env", BREAKING, *SHORT, "--out", str(tmp_path / "run"))
-    assert code == 1 and "environment 1, step 2: found the reward [nan]" in error
+    assert code == 1 and "environment 1, step 2 of its episode: found the reward nan" in error
 
 
 def test_a_policy_that_diverges_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
