@@ -513,6 +513,9 @@ def test_a_reward_is_a_number_of_any_library(
         ({"info": {"own": None}}, "the info own=None, .*: make it True or False, or give it another name"),
         ({"info": {"own": np.ones(2, bool)}}, r"the info own=array\(\[ True, True\]\)"),
         ({"info": {"own": 2}}, "the info own=2,"),
+        ({"terminated": None}, "the terminated=None: make it True or False"),
+        ({"truncated": "False"}, "the truncated='False': make it True or False"),
+        ({"truncated": 0.5}, "the truncated=0.5: make it True or False"),
     ],
 )
 def test_an_answer_that_is_none_is_named(answers: Any, found: str, monkeypatch: pytest.MonkeyPatch) -> None:

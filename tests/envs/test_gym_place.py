@@ -67,3 +67,39 @@ def test_an_answer_of_another_length_is_said_to_be_one() -> None:
 def test_an_environment_has_the_name_that_was_asked_for() -> None:
     with pytest.raises(ConfigError, match=f"^environment '{ENV}' with "):
         make(GymSpec(ENV, 1, "sync", {"wheels": 3}))
+
+
+class Numbered(gymnasium.Env[Any, Any]):
+    """Shows a number after its reset, and at its end."""
+
+    observation_space = Discrete(4, start=2)
+    action_space = Discrete(2)
+
+    def __init__(self, first: int, last: int, render_mode: str | None = None) -> None:
+        self.first, self.last = first, last
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self.first, {}
+
+    def step(self, action: Any) -> Any:
+        return self.last, 0.0, True, False, {}
+
+
+if "Numbered-v0" not in gymnasium.registry:
+    gymnasium.register("Numbered-v0", entry_point=Numbered)
+
+
+@pytest.mark.parametrize("number", [1, -1, 6])
+def test_a_number_that_is_in_no_space_is_refused_also_where_an_episode_ends(number: int) -> None:
+    """A negative place counts from the end: state 1 would be taken for state 5."""
+    for first, last, moment in ((number, 2, r"reset\(\)"), (3, number, "step 1")):
+        world = make(GymSpec("test_gym_place:Numbered-v0", 2, "sync", {"first": first, "last": last}))
+        with pytest.raises(
+            TaskError, match=rf"{moment}.*: found .*the observation .*{number}.* is not in Discrete"
+        ):
+            world.reset(0)
+            world.step(np.zeros(2, int))
+    world = make(GymSpec("test_gym_place:Numbered-v0", 1, "sync", {"first": 3, "last": 5}))
+    assert world.reset(0).tolist() == [[0, 1, 0, 0]]
+    assert world.step(np.zeros(1, int)).successors.tolist() == [[0, 0, 0, 1]]

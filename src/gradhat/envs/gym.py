@@ -233,7 +233,8 @@ class World:
     def _seen(self, seen: Any, asked: str) -> Float32:
         """Return observations as a policy sees them."""
         # In rows: products round by the order in memory, and a saved array comes back in rows.
-        flat = np.ascontiguousarray(self._ask(asked, self._flat, seen))
+        with np.errstate(over="ignore"):  # what is too large for float32 is said below
+            flat = np.ascontiguousarray(self._ask(asked, self._flat, seen))
         if flat.shape != (self.num_envs, self.num_inputs):
             raise TaskError(
                 f"{self.name}, {asked}: found observations of shape {flat.shape}, but the space has "

@@ -26,7 +26,7 @@ def check_finite(numbers: NDArray[Any], what: str, name: str, asked: str) -> Non
     wrong = int(np.flatnonzero(~np.isfinite(rows).all(-1))[0])
     raise TaskError(
         f"{name}, environment {wrong}, {asked}: found the {what} {rows[wrong].tolist()}, which is not "
-        "finite. Repair the environment."
+        "finite in float32. Repair the environment."
     )
 
 

@@ -25,12 +25,17 @@ OWN = "own"
 """The only key of an info that anybody here reads. A vector stacks infos, which those of somebody else's
 environment may not do: arrays of a varying length, None, text after a number."""
 
+TURN = (", which says whether the next action is the policy's own", ", or give it another name")
+
 ANSWER = "(observation, reward, terminated, truncated, info)"
 NUMBERS = "biuf"
 """The kinds of dtypes of real numbers."""
 AROUND = (Path(__file__).parents[1], Path(gymnasium.__file__).parent)
 """The homes of the code around an environment: never the place that is to be repaired, save in `ENVS`."""
 ENVS = Path(gymnasium.__file__).parent / "envs"
+
+PYTHON = Path(signal.__file__).parent
+"""The home of the standard library."""
 
 Answer = tuple[Any, float, bool, bool, dict[str, Any]]
 """Observation, reward, terminated, truncated, info."""
@@ -92,7 +97,7 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._steps += 1
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
-            ends = bool(terminated), bool(truncated)
+            ends = _flag(terminated, "terminated"), _flag(truncated, "truncated")
             answer = (self._own(observation), _reward(reward), *ends, _read(info))
         except KeyboardInterrupt:
             raise
@@ -166,13 +171,16 @@ def _read(info: Any) -> dict[str, Any]:
         raise TaskError(f"an info of the type {type(info).__name__}, but it should be a dictionary")
     if OWN not in info:
         return {}
-    own = number(info[OWN])
-    if own not in (0.0, 1.0):
-        raise TaskError(
-            f"the info own={shown(info[OWN])}, which says whether the next action is the policy's own: make "
-            "it True or False, or give it another name"
-        )
-    return {OWN: own == 1.0}
+    return {OWN: _flag(info[OWN], "info own", TURN)}
+
+
+def _flag(found: Any, name: str, more: tuple[str, str] = ("", "")) -> bool:
+    """Return a truth value of any library, or 0 or 1, as a bool. TaskError for anything else, which says
+    `more` of what it means and what to do."""
+    value = number(found)
+    if value not in (0.0, 1.0):
+        raise TaskError(f"the {name}={shown(found)}{more[0]}: make it True or False{more[1]}")
+    return value == 1.0
 
 
 def _reward(found: Any) -> float:
@@ -186,10 +194,12 @@ def _reward(found: Any) -> float:
 
 
 def _place(error: BaseException) -> str:
-    """Return file:line of the innermost code that is neither ours nor Gymnasium's, or nothing."""
+    """Return file:line of the innermost code that is neither ours, nor Gymnasium's, nor Python's own, or
+    nothing."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.is_relative_to(ENVS) or not any(path.is_relative_to(home) for home in AROUND):
+        python = path.is_relative_to(PYTHON) and "site-packages" not in path.parts
+        if path.is_relative_to(ENVS) or not (python or any(path.is_relative_to(home) for home in AROUND)):
             return f"{path.name}:{frame.lineno}"
     return ""
 

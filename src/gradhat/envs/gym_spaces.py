@@ -107,6 +107,8 @@ def flat_size(space: Space[Any], name: str) -> int:
 
 def flat_one(space: Space[Any], seen: Any) -> Float32:
     """Return one observation as float32 `[O]`."""
+    if isinstance(space, Discrete):
+        return one_hot(space)(seen)
     return np.asarray(cast(Array, flatten(space, seen)), dtype=np.float32)
 
 
@@ -117,6 +119,19 @@ def flattened(space: Space[Any], batched: Space[Any]) -> Callable[[Any], Float32
     if isinstance(space, Box):
         return lambda seen: np.array(seen, dtype=np.float32).reshape(len(seen), -1)
     if isinstance(space, Discrete):
-        one_hot, first = np.eye(int(space.n), dtype=np.float32), int(space.start)
-        return lambda seen: one_hot[np.asarray(seen) - first]
+        return one_hot(space)
     return lambda seen: np.stack([flat_one(space, one) for one in iterate(batched, seen)])
+
+
+def one_hot(space: Discrete[Any]) -> Callable[[Any], Float32]:
+    """Return what turns numbers of `space` into rows of zeros and a one. IndexError for other numbers."""
+    rows, first = np.eye(int(space.n), dtype=np.float32), int(space.start)
+
+    def shown(seen: Any) -> Float32:
+        numbers = np.asarray(seen) - first
+        # A negative one would count from the end.
+        if (numbers < 0).any() or (numbers >= len(rows)).any():
+            raise IndexError(f"the observation {np.asarray(seen).tolist()} is not in {space}")
+        return rows[numbers]
+
+    return shown

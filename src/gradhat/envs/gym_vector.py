@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Box, Discrete, Space
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.wrappers import FlattenObservation
+from gymnasium.wrappers import FlattenObservation, TransformObservation
 
 from gradhat.envs.gym_recorder import Recorder
 from gradhat.envs.gym_registry import making, registered
-from gradhat.envs.gym_spaces import actions_of, flat_size, is_flat
+from gradhat.envs.gym_spaces import actions_of, flat_size, is_flat, one_hot
 from gradhat.envs.gym_state import Unsavable, captured
 from gradhat.errors import ConfigError
 
@@ -92,4 +93,15 @@ def _single(found: EnvSpec, name: str, kwargs: dict[str, Any], index: int) -> Re
     # Before any worker process is started.
     flat_size(env.observation_space, name)
     actions_of(env.action_space, name)
-    return Recorder(env if is_flat(env.observation_space) else FlattenObservation(env), name, index)
+    return Recorder(_flat(env), name, index)
+
+
+def _flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Return the same environment, whose observations are flat."""
+    space: Space[Any] = env.observation_space
+    if is_flat(space):
+        return env
+    if isinstance(space, Discrete):
+        # Gymnasium's own takes a number below the first one for one from the end.
+        return TransformObservation(env, one_hot(space), Box(0, 1, (int(space.n),)))
+    return FlattenObservation(env)
