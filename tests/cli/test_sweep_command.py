@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from gradhat.cli import sweep
 from gradhat.cli.main import main
 from gradhat.training import run_folder
-from gradhat.training.sweeps.plan import locked
+from gradhat.training.sweeps.plan import LOGS, locked
 
 FAKE = Path(__file__).parent.parent / "training" / "sweeps" / "fake_train.py"
 
@@ -331,3 +332,20 @@ def test_a_plan_or_a_table_that_cannot_be_written_is_for_another_time(
     name = ""
     assert main(words("ppo --seed 0 1 --out s")) == 0
     assert "2 runs, 2 of them finished before" in capsys.readouterr().out
+
+
+def test_every_argument_of_an_environment_is_tried(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "ppo --env CartPole-v1 --env-args a=1 --env-args sutton_barto_reward=True --dry-run"
+    assert main(words(text)) == 2
+    assert "{'a': 1}" in capsys.readouterr().err
+
+
+def test_a_sweep_whose_logs_cannot_be_made_says_what_goes_on(
+    fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words("ppo --seed 0 --out s")) == 0
+    shutil.rmtree(fake / "s" / LOGS)
+    (fake / "s" / LOGS).write_text("")
+    assert main(words("ppo --seed 0 1 --out s")) == 1
+    said = capsys.readouterr().err
+    assert "the same command again" in said and "--resume" not in said

@@ -14,8 +14,10 @@ from PIL import Image
 
 from gradhat.cli import watch
 from gradhat.cli.main import main
+from gradhat.envs import video
+from gradhat.training.control.agent import Choice
 from gradhat.training.control.algorithms import read
-from gradhat.training.control.session import playing
+from gradhat.training.control.session import Session, playing
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.text.config import TrainConfig, to_json
 
@@ -161,3 +163,28 @@ def test_a_policy_of_an_environment_is_not_talked_to(
     assert (
         f"found a policy of CartPole-v1, and no language model. Look at it: gradhat watch {trained}" in said
     )
+
+
+def test_a_film_is_of_the_runs_own_environment_and_every_episode_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, seeds, shown = tmp_path / "run", list[int](), list[video.Picture]()
+    flags = [*FLAGS.split(), "--eval-policy", "sampled", "--env-args", "sutton_barto_reward=True"]
+    assert main(["train", "ppo", *flags, "--out", str(run)]) == 0
+    drawn = Session.policy
+
+    def policy(self: Session, seed: int) -> Choice:
+        seeds.append(seed)
+        return drawn(self, seed)
+
+    def write(path: Path, pictures: list[video.Picture], fps: int) -> None:
+        shown.extend(pictures)
+        path.write_bytes(b"film")
+
+    monkeypatch.setattr(Session, "policy", policy)
+    monkeypatch.setattr(video, "write", write)
+    assert main(["watch", str(run), "--episodes", "2", "--max-steps", "1", "--seed", "7"]) == 0
+    said = capsys.readouterr().out
+    assert "return 0.0 in 1 steps" in said and "return 1.0" not in said
+    assert len(shown) == 4 and not np.array_equal(shown[0], shown[2])
+    assert seeds == [7]

@@ -771,3 +771,21 @@ def test_weights_alone_are_nothing_to_go_on_from(config: TrainConfig, tmp_path: 
     assert f"{newest}: optimizer.safetensors is damaged" in str(raised.value)
     assert f"{before} holds weights only" in str(raised.value) and "--restart" in str(raised.value)
     assert files(path) == kept
+
+
+def test_the_credit_of_a_completion_stands_beside_it(straight: Path) -> None:
+    replaced = 0
+    for line in steps(straight):
+        rows = parquet.read_table(straight / f"rollouts/step_{line['step']:06d}.parquet").to_pylist()
+        replaced += line["num_replaced"]
+        for row in rows:
+            group = [other for other in rows if other["group"] == row["group"]]
+            others = [other["reward"] for other in group if other["sample"] != row["sample"]]
+            if row["adv"] is not None:
+                assert row["adv"][0] == pytest.approx(row["reward"] - sum(others) / len(others), abs=1e-6)
+    assert replaced
+
+
+def test_the_reference_has_the_temperature_of_the_policy(config: TrainConfig, tmp_path: Path) -> None:
+    warm = replace(config, algorithm="grpo", kl_coef=0.1, temperature=0.5, num_steps=1)
+    assert abs(steps(start(warm, tmp_path / "run"))[0]["kl"]) < 1e-5

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,3 +107,11 @@ def test_an_accuracy_ends_where_other_rewards_begin(config: TrainConfig, tmp_pat
     assert "held-out accuracy 0.000" in session.progress(1, known, math.inf)
     session.scale.take([10.0])
     assert "held-out reward 0.0" in session.progress(2, known, math.inf)
+
+
+def test_the_line_of_progress_has_the_digits_of_the_rewards(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_of(config, tmp_path, task(tmp_path, "1000.0 * right"))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 2/2")]
+    assert re.search(r"  reward \d+\.\d [(\[]", line), line

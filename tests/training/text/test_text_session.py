@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
@@ -246,3 +247,24 @@ def test_a_cursor_that_does_not_fit_is_told_with_its_checkpoint(start: Start, co
     with RunFolder.open(path) as run, pytest.raises(RunError) as raised:
         train(run, prepare(longer))
     assert str(state.parent) in str(raised.value) and "cursor.version is 'two'" in str(raised.value)
+
+
+def test_what_is_said_of_the_task_is_said_of_the_last_level(
+    config: TrainConfig, tmp_path: Path, letters_task: str
+) -> None:
+    last = task(tmp_path, "f'Tell {seed}'", "2 * letter(completion)")
+    session = prepare(replace(config, curriculum=(letters_task,), task=last))
+    assert str(session.tried.checked) == "its own answers score 2, the empty completion scores 0"
+
+
+def test_a_run_that_stopped_early_is_no_longer_one(
+    start: Start, config: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes: dict[str, Any] = {"num_steps": 4, "lr_end": 0.0, "lr_warmup_steps": 1, "full_checkpoints": 2}
+    path, _ = start(**changes)
+    shutil.rmtree(path / "checkpoints/step_000004")
+    (path / "summary.json").unlink()
+    with RunFolder.open(path) as run:
+        assert train(run, prepare(replace(config, **changes))) == 0
+    said = capsys.readouterr().out
+    assert "from step 2" in said and "longer by" not in said
