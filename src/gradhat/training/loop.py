@@ -121,7 +121,8 @@ def train(
     if config is not None:
         run.write_json("config.json", config)
     aside = run.rewind(session.step if session.step else -1)
-    known = reduce(known_after, map(_numbers, run.read_metrics()), dict[str, float]())
+    lines = run.read_metrics()
+    known = reduce(known_after, map(_numbers, lines), dict[str, float]())
     log = Log(session.num_steps, session.step, known, line=session.progress)
 
     def notify() -> None:
@@ -129,7 +130,7 @@ def train(
 
     noted = _note_machine(run, session, earlier, rounded)
     with Interrupt(notify) as interrupt, log:
-        for line in [*damage, *noted]:
+        for line in [*damage, *noted, *_lost(run, session.step, lines)]:
             log.warn(line)
         log.say(f"run    {run.path}{f', from step {session.step}' if session.step else ''}")
         if aside is not None:
@@ -273,6 +274,14 @@ def _disk(run: RunFolder, sizes: list[int]) -> str:
         f"disk   {decimal(sum(sizes))} for checkpoints{each}, {decimal(sizes[0])} more while one is written; "
         f"{decimal(free)} free{short}"
     )
+
+
+def _lost(run: RunFolder, step: int, lines: list[dict[str, Any]]) -> list[str]:
+    """Return a warning where a run that goes on from `step` has lost the first lines of its metrics."""
+    if not step or any(line["step"] == 0 for line in lines):
+        return []
+    begin = f"begins with step {lines[0]['step']}" if lines else "has no line"
+    return [f"{run.metrics} {begin}: what was measured before was lost, and is missing in plots and summary"]
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, float]:

@@ -713,6 +713,30 @@ def test_another_machine_is_noted_when_a_run_goes_on(
 
 
 @pytest.mark.parametrize(
+    ("kept", "said"), [(0, "has no line"), (2, "begins with step 3"), (None, "has no line")]
+)
+def test_a_run_that_lost_its_first_lines_goes_on_and_says_so(
+    kept: int | None,
+    said: str,
+    config: TrainConfig,
+    straight: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = shutil.copytree(straight, tmp_path / "run")
+    (path / "summary.json").unlink()
+    metrics = path / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.unlink() if kept is None else metrics.write_text("".join(lines[3 : 3 + kept]))
+    resume(config, path)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and f"{metrics} {said}" in warnings[0]
+    wanted = json.loads((straight / "summary.json").read_text()) | {"seconds": 0}
+    assert wanted.pop("before")
+    assert json.loads((path / "summary.json").read_text()) | {"seconds": 0} == wanted
+
+
+@pytest.mark.parametrize(
     ("free", "said"), [(10**12, "1.0 TB free\n"), (10**5, "100.0 kB free: too little, make room")]
 )
 def test_a_run_says_at_its_start_what_its_checkpoints_take(

@@ -235,13 +235,15 @@ class Session:
             )
 
     def finish(self, run: RunFolder) -> Ending:
-        """Measure the finished run on every held-out question."""
+        """Measure the finished run on every held-out question. Where the line of step 0 was lost, nothing is
+        said of before."""
         sampled = _examine(self, run, "after", self.held_out, self.config.final_samples)
         greedy = _examine(self, run, "after", self.held_out, 1, greedy=True)
-        lines = run.read_metrics()
+        first = next((line for line in run.read_metrics() if line["step"] == 0), dict[str, Any]())
+        before = {key: value for key, value in first.items() if key.startswith("held_out/")}
         summary = {
             "num_tokens": self.num_tokens,
-            "before": {key: value for key, value in lines[0].items() if key.startswith("held_out/")},
+            **({"before": before} if before else {}),
             "after": sampled.metrics("held_out"),
             "after_greedy": greedy.metrics("held_out"),
             "questions": len(self.held_out),
