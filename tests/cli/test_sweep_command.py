@@ -334,6 +334,27 @@ def test_a_plan_or_a_table_that_cannot_be_written_is_for_another_time(
     assert "2 runs, 2 of them finished before" in capsys.readouterr().out
 
 
+def test_a_plan_that_was_edited_wrongly_is_to_be_repaired(
+    fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "ppo --seed 0 --out s"
+    assert main(words(command)) == 0
+    file = fake / "s/sweep.json"
+    whole = json.loads(file.read_text())
+    wrong = [("keys", 5), ("keys", [[1]]), ("settings", []), ("cells", []), ("cells", {"a": 5})]
+    texts = [json.dumps(whole | {key: value}) for key, value in [*wrong, ("cells", {"../a": {}})]]
+    texts += [json.dumps({key: whole[key] for key in whole if key != "cells"}), "", "[]", "[" * 99999]
+    for text in texts:
+        file.write_text(text)
+        capsys.readouterr()
+        for argv in (words(command), ["plot", "s"]):
+            assert main(argv) == 1
+            said = capsys.readouterr().err
+            assert "sweep in s: sweep.json cannot be read" in said and "Repair it, or move it away." in said
+            assert "--out" not in said
+        assert file.read_text() == text
+
+
 def test_every_argument_of_an_environment_is_tried(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "ppo --env CartPole-v1 --env-args a=1 --env-args sutton_barto_reward=True --dry-run"
     assert main(words(text)) == 2

@@ -130,12 +130,29 @@ def _taken(folder: Path) -> bool:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        values = json.loads((folder / PLAN).read_text())
-        return {key: values[key] for key in ("keys", "settings", "cells")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        if wrong := _misfit(values):
+            raise ValueError(wrong)
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(
-            f"read the sweep in {folder}: {PLAN} cannot be read ({error}). Choose another --out."
+            f"read the sweep in {folder}: {PLAN} cannot be read ({error}). Repair it, or move it away."
         ) from error
+    return values
+
+
+def _misfit(values: Any) -> str:
+    """Say what in a sweep.json is none of what `write` puts there, or nothing: people edit it."""
+    if not isinstance(values, dict):
+        return "it is no JSON object"
+    keys, settings, cells = (values.get(key) for key in ("keys", "settings", "cells"))
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        return "it holds no list of names for 'keys'"
+    if not isinstance(settings, dict):
+        return "it holds no object for 'settings'"
+    if not isinstance(cells, dict) or not all(isinstance(own, dict) for own in cells.values()):
+        return "it holds no object of objects for 'cells'"
+    outside = next((name for name in cells if name in ("", ".", "..") or "/" in name or "\0" in name), None)
+    return "" if outside is None else f"{outside!r} among its 'cells' is no name of a folder"
 
 
 def _content(settings: Mapping[str, Any]) -> str:
