@@ -102,6 +102,12 @@ def test_a_grid_of_any_kind_of_run(text: str, names: list[str], fake: Path) -> N
         ("ppo --lrr 1 2", "gradhat train ppo --lrr: no such flag. Did you mean --lr"),
         ("ppo --lr 1 -1", "lr=-1.0: found a value out of range"),
         ("pppo --lr 1", "no such recipe or algorithm. Did you mean ppo"),
+        ("ppo --env CartPole-v1 --log-std 0 -0.5", "log_std=-0.5 with discrete actions: nothing reads"),
+        ("ppo --env Pendulum-v1 CartPole-v1 --log-std -0.5 0", "log_std=-0.5 with discrete actions"),
+        (
+            "ppo --seed 0..99999999 --dry-run",
+            "--seed 0..99999999: found 100,000,000 runs; a sweep has at most",
+        ),
         ("ppo --seed 4..0", "--seed 4..0: found a range that ends before it begins"),
         ("ppo --resume x --lr 1 2", "A sweep goes on by itself"),
         ("ppo --jobs 0", "jobs=0: found less than one run at once"),

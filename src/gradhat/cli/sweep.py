@@ -117,7 +117,7 @@ def check_worlds(points: "Sequence[Point]") -> None:
     """Make every environment of control runs once.
 
     ConfigError for one that is not there, lacks a package or takes other arguments, or whose actions the
-    algorithm cannot choose.
+    algorithm cannot choose with the settings of every run.
     """
     controls = [point.config for point in points if "learning" in point.config]
     if not controls:
@@ -126,14 +126,18 @@ def check_worlds(points: "Sequence[Point]") -> None:
     from gradhat.training.control.algorithms import ALGORITHMS, check_actions
     from gradhat.training.control.config import ControlConfig, from_json
 
-    asked = {json.dumps([c["env"], c["env_args"], c["vectorization"]]): c for c in controls}
-    for values in asked.values():
+    asked: dict[str, dict[str, ControlConfig[Any]]] = {}
+    for values in controls:
+        place = json.dumps([values["env"], values["env_args"], values["vectorization"]])
         config = from_json(values, ControlConfig(ALGORITHMS[values["algorithm"]].learning), "the sweep")
-        if config.vectorization == "async":
-            # The same environment, without a process of its own.
-            config = replace(config, vectorization="sync")
-        with closing(worlds.make(config, 1)) as world:
-            check_actions(config, world)
+        asked.setdefault(place, {})[json.dumps(values["learning"])] = config
+    for configs in asked.values():
+        first = next(iter(configs.values()))
+        # The same environment, without a process of its own.
+        stepped = "sync" if first.vectorization == "async" else first.vectorization
+        with closing(worlds.make(replace(first, vectorization=stepped), 1)) as world:
+            for config in configs.values():
+                check_actions(config, world)
 
 
 def check_tasks(points: "Sequence[Point]") -> None:

@@ -65,6 +65,11 @@ def test_the_last_flag_changes_fastest() -> None:
     ("text", "wanted"),
     [
         ("--seed 4..0", "--seed 4..0: found a range that ends before it begins. Write 0..4."),
+        (
+            "--lr 1 2 --seed 0..9999",
+            "a grid: found 20,000 runs; a sweep has at most 10,000. Give fewer values",
+        ),
+        (f"--seed 0..{10**29}", "--seed 0..10+: found [0,1]+ runs"),
         ("more --seed 1", "'more': found it before the first flag"),
     ],
 )

@@ -255,7 +255,12 @@ ALGORITHMS = {row.learning.name: row for row in ROWS}
 
 
 def check_actions(config: Config, world: World) -> None:
-    """ConfigError names the algorithms that can serve the world: those with a table only if it has tables."""
+    """ConfigError for actions that the algorithm cannot choose, and for a setting that they leave unread.
+
+    It names the algorithms that can serve the world: those with a table only if it has tables.
+    """
+    if hasattr(config.learning, "network"):
+        on_policy.check_deviation(config.learning.network, world)
     kind = "discrete" if world.actions.discrete else "continuous"
     if ALGORITHMS[config.algorithm].serves in (kind, "both"):
         return

@@ -134,13 +134,17 @@ class OnPolicyAgent:
         self.collector.world.close()
 
 
-def actor_critic(world: World, network: Network, *, critic: bool, seed: int) -> ActorCritic:
-    """Return the first network of a run. ConfigError for a deviation where no action has one."""
+def check_deviation(network: Network, world: World) -> None:
+    """ConfigError for a deviation where no action has one."""
     if world.actions.discrete and network.log_std != Network.log_std:
         raise ConfigError(
             f"log_std={network.log_std} with discrete actions: nothing reads this setting. "
             f"Leave it at {Network.log_std}, or use an environment with continuous actions."
         )
+
+
+def actor_critic(world: World, network: Network, *, critic: bool, seed: int) -> ActorCritic:
+    """Return the first network of a run."""
     return ActorCritic(
         world.num_inputs,
         world.actions.size,

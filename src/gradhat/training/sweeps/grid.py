@@ -6,13 +6,16 @@ is given once for every value. A switch is given in both spellings, or with true
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gradhat.errors import ConfigError
 
-RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+RANGE = re.compile(r"(-?\d{1,30})\.\.(-?\d{1,30})")
+MOST = 10_000
+"""Most runs of a grid. Reading the command of one takes a fraction of a second."""
 NAME = 180
 """Most letters of a folder's name: file systems take 255 bytes."""
 
@@ -85,13 +88,20 @@ def _range(flag: str, word: str) -> list[str]:
     first, last = int(match[1]), int(match[2])
     if last < first:
         raise ConfigError(f"{flag} {word}: found a range that ends before it begins. Write {last}..{first}.")
+    _check_count(f"{flag} {word}", last - first + 1)
     return [str(value) for value in range(first, last + 1)]
 
 
 def commands(found: Sequence[Flag]) -> list[tuple[str, ...]]:
-    """Return the words of every run of the grid. The last flag changes fastest."""
+    """Return the words of every run of the grid. The last flag changes fastest. ConfigError for too many."""
+    _check_count("a grid", math.prod(len(flag.values) for flag in found))
     choices = itertools.product(*(flag.values for flag in found))
     return [tuple(itertools.chain.from_iterable(chosen)) for chosen in choices]
+
+
+def _check_count(what: str, runs: int) -> None:
+    if runs > MOST:
+        raise ConfigError(f"{what}: found {runs:,} runs; a sweep has at most {MOST:,}. Give fewer values.")
 
 
 def check_once(found: Sequence[Flag], points: Sequence[Point]) -> None:
