@@ -67,7 +67,11 @@ def test_what_cannot_be_measured_is_said(
     (tmp_path / "odd" / "checkpoints").touch()
     for words, code, wanted in (
         ([tmp_path / "new"], 1, "found none yet. Train on first: gradhat train --resume"),
-        ([tmp_path / "odd"], 1, f"found [Errno 20] Not a directory: '{tmp_path / 'odd' / 'checkpoints'}'"),
+        (
+            [tmp_path / "odd"],
+            1,
+            f"found a file at {tmp_path / 'odd/checkpoints'}, where a folder belongs. Move it away.",
+        ),
         ([trained, "--episodes", "0"], 2, "--episodes 0: found no episode to play"),
         ([trained, "--task", "arithmetic"], 2, "--task: no such flag"),
     ):

@@ -179,6 +179,10 @@ def test_a_damaged_state_falls_back_too(save: Save, tmp_path: Path) -> None:
     found, damage = checkpoint.newest(tmp_path)
     assert found is not None and found.step == 10
     assert "state.json" in damage[0]
+    (tmp_path / "step_000020/state.json").unlink()
+    (tmp_path / "step_000020/state.json").mkdir()
+    found, (line,) = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 10 and "state.json is damaged" in line
 
 
 def test_with_no_whole_checkpoint_there_is_none(save: Save, tmp_path: Path) -> None:

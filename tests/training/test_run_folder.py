@@ -68,8 +68,58 @@ def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match=r"Not a directory\. Choose an --out that can be written"):
         RunFolder.create(tmp_path / "file" / "run", CONFIG)
-    with pytest.raises(RunError, match="found a file there"):
+    with pytest.raises(RunError, match=r"found a file there\. Move it away, or choose another --out"):
         RunFolder.create(tmp_path / "file", CONFIG)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(
+        RunError, match=r"found a link to nothing there\. Move it away, or choose another --out"
+    ):
+        RunFolder.create(tmp_path / "link", CONFIG)
+    with pytest.raises(
+        RunError, match=r"a link to nothing at .*link, where a folder belongs\. Move it away, or"
+    ):
+        RunFolder.create(tmp_path / "link/run", CONFIG)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "rollouts", "aside"])
+def test_a_file_in_the_place_of_a_folder_is_to_be_moved_away(three_steps: RunFolder, name: str) -> None:
+    three_steps.close()
+    if (folder := three_steps.path / name).exists():
+        folder.rename(three_steps.path / "elsewhere")
+    folder.touch()
+    said = f"found a file at {folder}, where a folder belongs. Move it away, then go on"
+    with pytest.raises(RunError, match=said), RunFolder.open(three_steps.path) as run:
+        run.rewind(1)
+
+
+def test_a_folder_in_the_place_of_a_file_is_to_be_moved_away(run: RunFolder) -> None:
+    for name in ("metrics.jsonl", "env.json"):
+        (run.path / name).mkdir()
+    with pytest.raises(
+        RunError, match=r"found a folder at .*env\.json, where a file belongs\. Move it away, then"
+    ):
+        run.write_json("env.json", {})
+    for work in (run.read_metrics, lambda: run.append_metrics({"step": 1})):
+        with pytest.raises(
+            RunError, match=r"a folder at .*metrics\.jsonl, where a file belongs\. Move it away"
+        ):
+            work()
+
+
+@pytest.mark.parametrize("text", ["", "[]"])
+def test_what_to_do_with_a_file_that_cannot_be_read(run: RunFolder, text: str) -> None:
+    for name, todo in (
+        ("config.json", "Name the folder of a run"),
+        ("env.json", "Repair it, or move it away"),
+    ):
+        (run.path / name).write_text(text)
+        with pytest.raises(RunError, match=rf"{name} cannot be read .*\. {todo}"):
+            run.read_json(name)
+
+
+def test_what_cannot_be_locked_says_what_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="give the same command again"), locked(tmp_path / "nowhere"):
+        pass
 
 
 def test_a_folder_without_a_run_cannot_be_opened(tmp_path: Path) -> None:

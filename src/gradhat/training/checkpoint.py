@@ -31,6 +31,7 @@ from gradhat.training.run_folder import (
     publish,
     reading,
     remove,
+    standing,
     step_of,
     whole_file,
     writing,
@@ -96,11 +97,14 @@ def lighten(path: Path, name: str) -> None:
 
 
 def steps(folder: Path) -> list[Path]:
-    """Return the checkpoint folders in `folder`, newest first, damaged ones included."""
+    """Return the checkpoint folders in `folder`, newest first, damaged ones included. RunError for a file."""
     if not folder.exists():
         return []
-    with reading(folder):
-        found = [p for p in folder.iterdir() if p.is_dir() and step_of(p) >= 0]
+    try:
+        with reading(folder):
+            found = [p for p in folder.iterdir() if p.is_dir() and step_of(p) >= 0]
+    except NotADirectoryError as error:
+        raise RunError(f"read {folder}: {standing(error)}. Move it away.") from error
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -186,7 +190,7 @@ def _state(path: Path) -> dict[str, Any]:
             raise TypeError("its values are of other kinds")
     except FileNotFoundError as error:
         raise DamagedError(f"read the checkpoint {path}: found no state.json. Use the one before.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IsADirectoryError) as error:
         raise DamagedError(
             f"read the checkpoint {path}: state.json is damaged ({error}). Use the one before."
         ) from error

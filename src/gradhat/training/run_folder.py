@@ -31,8 +31,10 @@ from gradhat.streams import complain
 PARTIAL = ".partial-"
 """Prefix of a name that is still being written."""
 
+REPAIRED = "Make room or make it writable"
+
 LATER = (
-    "Make room or make it writable, then go on from the newest checkpoint: gradhat train --resume RUN. "
+    f"{REPAIRED}, then go on: gradhat train --resume RUN, with --restart where no checkpoint was written. "
     "What was complete stays as it is."
 )
 """What to do when a write fails in the middle of a run."""
@@ -40,7 +42,7 @@ LATER = (
 ELSEWHERE = "Choose an --out that can be written."
 """What to do when nothing was written yet."""
 
-AGAIN = "Make room or make it writable, then give the same command again: what is done stays."
+AGAIN = f"{REPAIRED}, then give the same command again: what is done stays."
 """What to do when the same command goes on where it stopped."""
 
 ASIDE = "aside"
@@ -78,11 +80,11 @@ class RunFolder:
         with writing(path, todo=ELSEWHERE):
             path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
-        run._acquire()
+        run._acquire(ELSEWHERE)
         run._clean()
-        with writing(path):
+        with writing(path, todo=ELSEWHERE):
             run.checkpoints.mkdir()
-        run.write_json("config.json", config)
+        run.write_json("config.json", config, ELSEWHERE)
         return run
 
     @classmethod
@@ -90,7 +92,7 @@ class RunFolder:
         """Open the run at `path` to train on in it, and clear what a killed process left half-written."""
         run = cls(path)
         run.config()
-        run._acquire()
+        run._acquire(LATER)
         run._clean()
         with writing(path):
             run.checkpoints.mkdir(exist_ok=True)
@@ -108,15 +110,15 @@ class RunFolder:
             if not isinstance(values, dict):
                 raise ValueError("it is no JSON object")
         except (OSError, ValueError, RecursionError) as error:
-            raise RunError(
-                f"read the run in {self.path}: {name} cannot be read ({error}). Name the folder of a run, "
-                f"the one that `gradhat train` printed when it started."
-            ) from error
+            other = "Name the folder of a run, the one that `gradhat train` printed when it started."
+            # A folder without a config is none of a run; beside one any other file is.
+            todo = other if name == "config.json" else "Repair it, or move it away."
+            raise RunError(f"read the run in {self.path}: {name} cannot be read ({error}). {todo}") from error
         return values  # pyright: ignore[reportUnknownVariableType]
 
-    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+    def write_json(self, name: str, values: Mapping[str, Any], todo: str = LATER) -> None:
         """Write one object to `name`, whole or not at all."""
-        with whole_file(self.path / name) as partial:
+        with whole_file(self.path / name, todo) as partial:
             partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
     def append_metrics(self, values: Metrics) -> None:
@@ -151,6 +153,8 @@ class RunFolder:
                 text = self.metrics.read_text(encoding="utf-8", errors=KEPT)
         except FileNotFoundError:
             return []
+        except IsADirectoryError as error:
+            raise RunError(f"read {self.metrics}: {standing(error)}. Move it away.") from error
         return [line for line in text.split("\n") if line]
 
     def rewind(self, step: int) -> Path | None:
@@ -198,11 +202,12 @@ class RunFolder:
         new.mkdir()
         return new
 
-    def _acquire(self) -> None:
+    def _acquire(self, todo: str) -> None:
         self._lock = lock(
             self.path,
             f"train in {self.path}: another process is training there. "
             "Wait for it, stop it, or choose another --out.",
+            todo,
         )
 
     def __enter__(self) -> Self:
@@ -226,10 +231,13 @@ class RunFolder:
 def refuse_taken(path: Path) -> None:
     """Raise RunError where a new run cannot begin at `path`, because something is there. Writes nothing."""
     with reading(path):
-        if not path.exists():
+        if not os.path.lexists(path):
             return
         if not path.is_dir():
-            raise RunError(f"write a run to {path}: found a file there. Choose another --out.")
+            there = "a file" if path.exists() else "a link to nothing"
+            raise RunError(
+                f"write a run to {path}: found {there} there. Move it away, or choose another --out."
+            )
         taken = sorted(p.name for p in path.iterdir() if not p.name.startswith(PARTIAL))
     if "config.json" in taken:
         raise RunError(
@@ -252,15 +260,15 @@ def reserved(base: Path) -> Path:
     raise AssertionError
 
 
-def lock(folder: Path, busy: str) -> int:
+def lock(folder: Path, busy: str, todo: str) -> int:
     """Keep other processes out of `folder` until the descriptor that is returned is closed.
 
-    RunError `busy` where another process has it. Some file systems (NFS among them) know no locks of folders:
-    there nobody is kept out, which stderr is told.
+    RunError `busy` where another process has it, one that says `todo` where it cannot be opened. Some file
+    systems (NFS among them) know no locks of folders: there nobody is kept out, which stderr is told.
     """
     import fcntl
 
-    with writing(folder):
+    with writing(folder, todo):
         descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -287,11 +295,27 @@ def step_of(path: Path) -> int:
 
 @contextmanager
 def writing(place: Path, todo: str = LATER) -> Generator[None]:
-    """Turn an OSError into a RunError that says what to do: the folder is read-only, the disk is full."""
+    """Turn an OSError into a RunError that says what to do: the folder is read-only, the disk is full.
+
+    What stands in the way is to be moved away: no room helps there.
+    """
     try:
         yield
+    except (FileExistsError, IsADirectoryError) as error:
+        rest = (
+            todo.removeprefix(REPAIRED) if todo.startswith(REPAIRED) else f", or {todo[0].lower()}{todo[1:]}"
+        )
+        raise RunError(f"write {place}: {standing(error)}. Move it away{rest}") from error
     except OSError as error:
         raise RunError(f"write {place}: {error.strerror or error}. {todo}") from error
+
+
+def standing(error: OSError) -> str:
+    """Return what stands where something of another kind belongs, from the error of whoever met it."""
+    place = Path(error.filename2 or error.filename or "")
+    if place.is_dir():
+        return f"found a folder at {place}, where a file belongs"
+    return f"found {'a file' if place.exists() else 'a link to nothing'} at {place}, where a folder belongs"
 
 
 @contextmanager

@@ -368,7 +368,9 @@ def test_a_disk_that_is_full_for_the_checkpoint_too_is_said(
     monkeypatch.setattr(
         checkpoint, "save_file", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))
     )
-    with pytest.raises(RunError, match="step_000002: full"):
+    with pytest.raises(
+        RunError, match=r"step_000002: full.*, with --restart where no checkpoint was written"
+    ):
         start(config, tmp_path / "run")
     out = capsys.readouterr().out
     assert "the last whole step could not be saved: write" in out

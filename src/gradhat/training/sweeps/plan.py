@@ -106,6 +106,7 @@ def locked(folder: Path) -> Generator[None]:
     descriptor = lock(
         folder,
         f"sweep in {folder}: another sweep is running there. Wait for it, stop it, or choose another --out.",
+        AGAIN,
     )
     try:
         yield
