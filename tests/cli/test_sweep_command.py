@@ -361,6 +361,18 @@ def test_a_plan_that_was_edited_wrongly_is_to_be_repaired(
         assert file.read_text() == text
 
 
+def test_a_run_that_cannot_be_read_is_listed_beside_the_table_of_the_others(
+    fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words("ppo --seed 0..2 --out s")) == 0
+    (fake / "s/seed=1/summary.json").write_text("[]")
+    capsys.readouterr()
+    assert main(words("ppo --seed 0..2 --out s")) == 1
+    printed = capsys.readouterr()
+    assert "unreadable: seed=1\n  read the run in s/seed=1: summary.json cannot be read" in printed.err
+    assert [row["runs"] for row in table(fake / "s/table.csv")] == ["2"] and "by setting" in printed.out
+
+
 def test_every_argument_of_an_environment_is_tried(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "ppo --env CartPole-v1 --env-args a=1 --env-args sutton_barto_reward=True --dry-run"
     assert main(words(text)) == 2

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradhat.cli.flags import parse
-from gradhat.errors import ConfigError
+from gradhat.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from gradhat.training.sweeps.grid import Point
     from gradhat.training.sweeps.plan import Plan
-    from gradhat.training.sweeps.run import Ended
+    from gradhat.training.sweeps.results import Run
 
 USAGE = "gradhat sweep ALGORITHM|RECIPE"
 DESCRIPTION = """gradhat sweep ppo --env CartPole-v1 --lr 1e-3 3e-4 --seed 0..4: a grid of runs on all cores.
@@ -43,7 +43,8 @@ class Flags:
 
 
 def main(argv: list[str]) -> int:
-    """Run the grid and print its table. Returns 0, 1 when a run failed, 128 + N after signal N."""
+    """Run the grid and print its table. Returns 0, 128 + N after signal N, 1 when a run failed or
+    cannot be read."""
     from gradhat.training import machine
 
     own, words = split(argv)
@@ -182,16 +183,30 @@ def run(found: "Plan", words: list[str], jobs: int) -> int:
         if ended.interrupted:
             print(f"stopped. Go on with the same command. So far: gradhat plot {found.folder}")
             return SIGNAL_EXIT + ended.interrupted
-        report(found)
-    return failures(ended)
+        runs, unread = finished_runs(found)
+        report(found, runs)
+    return listed("unreadable", unread) | listed("failed", ended.failed)
 
 
-def report(found: "Plan") -> None:
+def finished_runs(found: "Plan") -> "tuple[list[Run], dict[str, str]]":
+    """Return the runs that came to their end, and the name of each that cannot be read with what is wrong."""
+    from gradhat.training.sweeps.results import finished, read
+
+    runs: list[Run] = []
+    unread: dict[str, str] = {}
+    for cell in found.cells:
+        try:
+            runs += [read(cell.path)] if finished(cell.path) else []
+        except RunError as error:
+            unread[cell.name] = str(error)
+    return runs, unread
+
+
+def report(found: "Plan", runs: "Sequence[Run]") -> None:
     """Print and write the tables of the finished runs."""
-    from gradhat.training.sweeps.results import finished, judged_by, read
+    from gradhat.training.sweeps.results import judged_by
     from gradhat.training.sweeps.table import rows, rows_over_places, without_seed
 
-    runs = [read(cell.path) for cell in found.cells if finished(cell.path)]
     if not runs:
         return
     keys, kind = without_seed(found.keys), runs[0].kind
@@ -249,12 +264,12 @@ def print_rows(title: str, rows: Sequence[Mapping[str, str]], rest: Path | None 
         console.print(f"  (left out: {', '.join(left)}{f'; {rest} has all' if rest else ''})")
 
 
-def failures(ended: "Ended") -> int:
-    """List the runs that failed, those that failed alike together. Returns the exit code."""
+def listed(what: str, found: Mapping[str, str]) -> int:
+    """List runs with what is wrong with them, those alike together. Returns the exit code, 0 without any."""
     alike: dict[str, list[str]] = {}
-    for name, said in ended.failed.items():
+    for name, said in found.items():
         alike.setdefault(said, []).append(name)
     for said, names in alike.items():
         more = f" and {len(names) - GROUP} more" if len(names) > GROUP else ""
-        print(f"\nfailed: {'; '.join(names[:GROUP])}{more}\n  " + said.replace("\n", "\n  "), file=sys.stderr)
-    return 1 if ended.failed else 0
+        print(f"\n{what}: {'; '.join(names[:GROUP])}{more}\n  " + said.replace("\n", "\n  "), file=sys.stderr)
+    return 1 if found else 0

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradhat import intervals
+from gradhat.errors import RunError
 from gradhat.training.interrupt import Interrupt
 from gradhat.training.log import duration
 from gradhat.training.run_folder import step_of
@@ -138,10 +139,7 @@ class Sweep:
         self._past = (self._past[0] + seconds, self._past[1] + self._share(cell) - child.share)
         if code == 0 and finished(cell.path):
             self.done += 1
-            run = read(cell.path)
-            score = judged_by([run])
-            value = outcome(run, score).score
-            self.board.say(f"{cell.name}  {score} {intervals.number(value, value)}  {duration(seconds)}")
+            self.board.say(f"{cell.name}  {_result(cell.path)}  {duration(seconds)}")
         elif not stopping:
             self.failed[cell.name] = _last_words(child)
             self.board.say(f"{cell.name}  failed after {duration(seconds)}; all it said is in {child.log}")
@@ -182,6 +180,17 @@ class Sweep:
             with suppress(ProcessLookupError):
                 os.killpg(child.process.pid, signal.SIGKILL)
             child.process.wait()
+
+
+def _result(path: Path) -> str:
+    """Return what a finished run is judged by, in words."""
+    try:
+        run = read(path)
+    except RunError as error:
+        return str(error)
+    score = judged_by([run])
+    value = outcome(run, score).score
+    return f"{score} {intervals.number(value, value)}"
 
 
 def _clear(path: Path) -> None:
