@@ -76,7 +76,7 @@ def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     ):
         RunFolder.create(tmp_path / "link", CONFIG)
     with pytest.raises(
-        RunError, match=r"a link to nothing at .*link, where a folder belongs\. Move it away, or"
+        RunError, match=r"a link to nothing at .*link, where a folder belongs\. Choose an --out"
     ):
         RunFolder.create(tmp_path / "link/run", CONFIG)
 

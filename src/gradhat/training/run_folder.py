@@ -297,15 +297,15 @@ def step_of(path: Path) -> int:
 def writing(place: Path, todo: str = LATER) -> Generator[None]:
     """Turn an OSError into a RunError that says what to do: the folder is read-only, the disk is full.
 
-    What stands in the way is to be moved away: no room helps there.
+    What stands in the way in a run folder is to be moved away: no room helps there.
     """
     try:
         yield
     except (FileExistsError, IsADirectoryError) as error:
-        rest = (
-            todo.removeprefix(REPAIRED) if todo.startswith(REPAIRED) else f", or {todo[0].lower()}{todo[1:]}"
-        )
-        raise RunError(f"write {place}: {standing(error)}. Move it away{rest}") from error
+        # Somebody who can choose another place may have named one of a file that is to stay.
+        raise RunError(
+            f"write {place}: {standing(error)}. {todo.replace(REPAIRED, 'Move it away')}"
+        ) from error
     except OSError as error:
         raise RunError(f"write {place}: {error.strerror or error}. {todo}") from error
 
