@@ -155,6 +155,8 @@ def test_what_cannot_be_drawn_is_said_in_one_message(
     empty = run(tmp_path / "empty", [])
     late = run(tmp_path / "late", [1, 2], lr=0.001)
     (late / "metrics.jsonl").write_text('{"step": 9, "num_frames": 900, "greedy/return": 1.0}\n')
+    lost = run(tmp_path / "lost", [])
+    (lost / "metrics.jsonl").write_text('{"step": 1, "num_frames": null, "greedy/return": 1.0}\n')
     (tmp_path / "nothing").mkdir()
     for words, code, wanted in (
         ([], 2, "found no run. Name run folders or a folder of them first"),
@@ -169,6 +171,7 @@ def test_what_cannot_be_drawn_is_said_in_one_message(
             "different settings of env in one line: CartPole-v1, Acrobot-v1. Add --by env.",
         ),
         ([text, "--x", "frames"], 2, "found text runs, which count none. Use --x steps or --x time."),
+        ([lost], 2, f"--x frames: found no num_frames in any line of {lost} that has greedy/return. Use --x"),
         ([grid, "--y", "greedy/retrun"], 2, "greedy/retrun: found no such metric"),
         (
             [grid, "--y", "greedy/retrun"],

@@ -154,11 +154,16 @@ def counted(runs: int) -> str:
 
 
 def points(run: "Run", x: "Axis", y: str) -> "Curve":
-    """Return the curve of a run. ConfigError names near metrics where it has none of that name."""
+    """Return the curve of a run. ConfigError where it has no such metric, which names near ones, or nowhere
+    the x beside it."""
     from gradhat.lab.curves import Curve
     from gradhat.training.sweeps.results import curve, metrics
 
     found = Curve(*curve(run, x, y))
+    if not found.x and curve(run, "steps", y)[0]:
+        raise ConfigError(
+            f"--x {x}: found no num_frames in any line of {run.path} that has {y}. Use --x steps or --x time."
+        )
     if not found.x:
         known = metrics(run)
         raise ConfigError(
