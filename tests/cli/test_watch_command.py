@@ -165,6 +165,21 @@ def test_a_policy_of_an_environment_is_not_talked_to(
     )
 
 
+@pytest.mark.parametrize("flags", ["--eval-episodes 2", "--eval-episodes 0"])
+def test_a_world_of_the_zoo_is_measured_and_not_watched(
+    flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = f"--env zoo:chain --num-envs 2 --num-frames 64 --log-every 64 --eval-every 0 {flags}"
+    assert main(["train", "q_learning", *short.split(), "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith(f"measure it: gradhat eval {tmp_path / 'run'}\n") and "gradhat watch" not in said
+    assert main(["chat", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert (
+        f"a policy of zoo:chain, and no language model. Measure it: gradhat eval {tmp_path / 'run'}" in said
+    )
+
+
 def test_a_film_is_of_the_runs_own_environment_and_every_episode_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from gradhat.cli.flags import gathered, parse, target
 from gradhat.cli.sampling import REPEATABLE, Sampling
-from gradhat.errors import ConfigError
+from gradhat.errors import ConfigError, RunError
 from gradhat.places import home
 
 USAGE = "gradhat chat RUN|MODEL"
@@ -53,12 +53,21 @@ def main(argv: list[str]) -> int:
 
 
 def defaults(place: str) -> Flags:
-    """Return the flags' defaults: a run brings the switches of its chat template."""
-    from gradhat.training.run_folder import is_run
+    """Return the flags' defaults: a run brings the switches of its chat template. RunError for a policy that
+    nobody talks to."""
+    from gradhat.training.run_folder import RunFolder, is_run
     from gradhat.training.text.config import read
 
     path = home(place)
-    return Flags(template_args=read(path).template_args) if is_run(path) else Flags()
+    if not is_run(path):
+        return Flags()
+    env = RunFolder(path).config().get("env")
+    if isinstance(env, str) and env.startswith("zoo:"):
+        # It draws no pictures either, which other policies are looked at by.
+        raise RunError(
+            f"chat {path}: found a policy of {env}, and no language model. Measure it: gradhat eval {path}"
+        )
+    return Flags(template_args=read(path).template_args)
 
 
 def converse(place: str, flags: Flags) -> None:

@@ -194,7 +194,7 @@ class Session:
         closing = (
             f"done. {self.config.eval_episodes} {self.measured} episodes: return "
             f"{returned(last, self.config.eval_episodes, self.seen.scale())}\n"
-            f"watch it: gradhat watch {run.path}"
+            f"{self._look(run)}"
         )
         summary = {"num_frames": self.agent.num_frames, "episodes": self.config.eval_episodes, "after": after}
         return Ending(measured, summary, closing)
@@ -212,7 +212,12 @@ class Session:
         )
         after = {key: value for key, value in last.items() if key.startswith("episode/")}
         summary = {"num_frames": self.agent.num_frames, "episodes": episodes, "after": after}
-        return Ending({}, summary, f"done. {said}\nwatch it: gradhat watch {run.path}")
+        return Ending({}, summary, f"done. {said}\n{self._look(run)}")
+
+    def _look(self, run: RunFolder) -> str:
+        """Return how to look at the run: a world of the zoo draws no pictures."""
+        is_drawn = not self.config.env.startswith(worlds.ZOO_PREFIX)
+        return f"watch it: gradhat watch {run.path}" if is_drawn else f"measure it: gradhat eval {run.path}"
 
     def close(self) -> None:
         """Free the environments."""
