@@ -45,6 +45,11 @@ def test_a_state_of_other_settings_is_refused(other: sac.State) -> None:
         off_policy.load(other, off_policy.tensors(state()))
     with pytest.raises(RunError, match=r"is missing in what was saved and \(\) here"):
         off_policy.load(other, {k: v for k, v in off_policy.tensors(other).items() if k != "num_updates"})
+    used = state()
+    sac.update(used, continuous(8), SMALL)
+    moment = {"actor_optimizer.0.exp_avg": torch.zeros(99)}
+    with pytest.raises(RunError, match=r"actor_optimizer\.0\.exp_avg is \(99,\) in what was saved"):
+        off_policy.load(state(), off_policy.tensors(used) | moment)
 
 
 def test_a_copy_lags_and_gets_no_gradient() -> None:

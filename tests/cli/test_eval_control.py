@@ -3,11 +3,13 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
 
 from gradhat.cli.main import main
 from gradhat.intervals import interquartile_mean, mean_interval, number, written
@@ -117,6 +119,41 @@ def test_other_spaces_are_named_whatever_the_policy_is_made_of(
     capsys.readouterr()
     assert main(["eval", str(run), "--env", other, "--episodes", "1"]) == 2
     assert f"in {other}: it was trained in {own} (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (
+            lambda name, t: t * math.nan if name.startswith("weights/") else t,
+            "found weights that are not finite",
+        ),
+        (lambda name, t: t.half() if t.is_floating_point() else t, "torch.float16, wanted torch.float32"),
+    ],
+    ids=["nan", "half"],
+)
+def test_a_whole_checkpoint_that_no_policy_comes_from_is_refused_whoever_asks(
+    change: Callable[[str, Tensor], Tensor],
+    wanted: str,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    found = checkpoint.read(run / "checkpoints/step_000002")
+    tensors = {name: change(name, tensor) for name, tensor in load_file(found.path / STATE).items()}
+    for step in (1, 2):
+        checkpoint.save(
+            run / "checkpoints",
+            step,
+            lambda path: checkpoint.save_tensors(tensors, path / STATE),
+            found.cursor,
+            keep=2,
+        )
+    for words in (["eval", str(run)], ["train", "--resume", str(run), "--num-frames", "96"]):
+        assert main(words) == 1
+        said = capsys.readouterr().err
+        assert f"use the checkpoint {found.path}: found" in said and wanted in said
 
 
 def test_the_memory_and_the_environments_of_training_are_not_needed(

@@ -256,6 +256,8 @@ def test_what_was_restored_is_not_shared() -> None:
         ("masters", "inner.bias", None),
         ("masters", "inner.bias", torch.zeros(8)),
         ("masters", "unknown", torch.zeros(1)),
+        ("masters", "scale", torch.zeros(7, dtype=torch.float16)),
+        ("state", "exp_avg.scale", torch.zeros(7, dtype=torch.float16)),
         ("state", "exp_avg_sq.scale", None),
         ("state", "step.scale", torch.zeros(7)),
         ("state", "momentum.scale", torch.zeros(7)),
@@ -370,3 +372,31 @@ def test_a_restored_small_adam_goes_on_to_the_bit(steps: int, tmp_path: Path) ->
         assert_equal(dict(other.named_parameters()), dict(net.named_parameters()))
         assert_equal(resumed.state(), optimizer.state())
     assert_equal(kept, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("exp_avg.0", torch.float16),
+        ("step.1", torch.float64),
+        ("exp_avg_sq.1", 8),
+        ("exp_avg.0", None),
+        ("step.9", 1),
+    ],
+)
+def test_the_small_adam_of_another_network_is_refused_and_changes_nothing(
+    name: str, change: torch.dtype | int | None
+) -> None:
+    net = Net(torch.float32)
+    optimizer = SmallAdam(net.parameters(), **SMALL)
+    push(net, optimizer, gradients(0))
+    optimizer.step()
+    before = snapshot(optimizer.state())
+    given = {key: tensor + 1 for key, tensor in before.items()}
+    if change is None:
+        del given[name]
+    else:
+        given[name] = torch.zeros(change) if isinstance(change, int) else given[name].to(change)
+    with pytest.raises(RunError, match=f"restore .* tensors .*, such as {name}.*Use a checkpoint"):
+        optimizer.restore(given)
+    assert_equal(snapshot(optimizer.state()), before)

@@ -141,12 +141,17 @@ def _load_moments(optimizer: Optimizer, saved: Mapping[str, Tensor]) -> None:
 
 
 def _check(state: Any, saved: Mapping[str, Tensor]) -> None:
-    """Moments are left out: an optimiser has none before its first step, here or there."""
-    moments = {name for name, part in vars(state).items() if isinstance(part, Optimizer)}
-    mine, theirs = (
-        {name: tuple(t.shape) for name, t in found.items() if name.partition(".")[0] not in moments}
-        for found in (tensors(state), saved)
-    )
+    """An optimiser may have no moments of a parameter, here or there: it makes them at its first step."""
+    optimizers = {name: part for name, part in vars(state).items() if isinstance(part, Optimizer)}
+    theirs = {name: tuple(t.shape) for name, t in saved.items()}
+    mine = {name: tuple(t.shape) for name, t in tensors(state).items()}
+    mine = {name: shape for name, shape in mine.items() if name.partition(".")[0] not in optimizers}
+    for name, optimizer in optimizers.items():
+        for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
+            if any(key.startswith(f"{name}.{i}.") for key in saved):
+                shape = tuple(parameter.shape)
+                wanted = {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+                mine |= {f"{name}.{i}.{key}": shape for key, shape in wanted.items()}
     wrong = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
     if wrong:
         raise RunError(

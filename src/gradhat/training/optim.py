@@ -94,15 +94,10 @@ class MasterAdamW:
     def restore(self, masters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         """Stand where `masters` and `state` were taken, to the bit, and round the masters into the network.
 
-        RunError for names or shapes of another network or optimiser; nothing has changed then.
+        RunError for names, shapes or types of another network or optimiser; nothing has changed then.
         """
-        _check("weights", {name: w.shape for name, w in self.wide.items()}, masters)
-        shapes = {
-            f"{key}.{name}": torch.Size() if key == "step" else w.shape
-            for name, w in self.wide.items()
-            for key in STATE
-        }
-        _check("optimiser state", shapes if state else {}, state)
+        _check("weights", self.wide, masters)
+        _check("optimiser state", _moments(self.wide) if state else {}, state)
         self.optimizer.state.clear()
         for name, master in self.wide.items():
             master.copy_(masters[name])
@@ -160,21 +155,36 @@ class SmallAdam:
         return {f"{key}.{i}": found[p][key] for i, p in places if p in found for key in STATE}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Stand where `state` was taken, to the bit."""
+        """Stand where `state` was taken, to the bit.
+
+        RunError for names, shapes or types of another network; nothing has changed then.
+        """
+        moved = {name.rpartition(".")[2] for name in state}
+        weights = {str(i): p for i, p in enumerate(self.parameters) if str(i) in moved}
+        _check("optimiser state", _moments(weights), state)
         self.optimizer.state.clear()
         for i, parameter in enumerate(self.parameters):
             if f"step.{i}" in state:
                 self.optimizer.state[parameter] = {key: state[f"{key}.{i}"].clone() for key in STATE}
 
 
-def _check(what: str, wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> None:
-    wrong = sorted(
-        name
-        for name in wanted.keys() | found.keys()
-        if name not in wanted or name not in found or found[name].shape != wanted[name]
-    )
+def _moments(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by the names of what AdamW keeps for each weight, of the same shapes and types."""
+    step = torch.zeros((), dtype=torch.float32)
+    return {f"{key}.{name}": step if key == "step" else w for name, w in weights.items() for key in STATE}
+
+
+def _check(what: str, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    def fits(name: str) -> bool:
+        if name not in wanted or name not in found:
+            return False
+        mine, theirs = wanted[name], found[name]
+        return mine.shape == theirs.shape and mine.dtype == theirs.dtype
+
+    wrong = sorted(name for name in wanted.keys() | found.keys() if not fits(name))
     if wrong:
         raise RunError(
             f"restore {len(wanted)} tensors of {what}: found {len(found)}, and {len(wrong)} names that are "
-            f"missing, unknown or of another shape, such as {wrong[0]}. Use a checkpoint of this network."
+            f"missing, unknown, or of another shape or type, such as {wrong[0]}. "
+            "Use a checkpoint of this network."
         )

@@ -32,6 +32,8 @@ from gradhat.training.seed import derive
 from gradhat.training.trust import allow, code_in
 
 STATE = "state.safetensors"
+WEIGHTS = ("weights/", "algorithm/", "q")
+"""How the names begin of what a policy is made of, in the states of all agents."""
 
 
 class Session:
@@ -172,7 +174,7 @@ class Session:
             checkpoint.check_alike(found.cursor, self._cursor())
             self.seen = Seen(**found.cursor["seen"])
             self._planned = found.cursor["num_frames"]
-            self._state = load_file(found.path / STATE)
+            self._state = _read(found)
             self.agent.restore(self._state)
 
     def retreat(self) -> bool:
@@ -279,13 +281,15 @@ def playing(run: Path, config: ControlConfig[Any]) -> Generator[Session]:
         raise RunError(
             f"use the newest checkpoint of {run}: {reason} Train on first: gradhat train --resume {run}"
         )
+    with fitting(found):
+        saved = _read(found)
     still = idle(config)
     with closing(worlds.make(still, still.num_envs)) as world:
         check_actions(still, world)
         agent = ALGORITHMS[still.algorithm].make(still, world)
     try:
         with fitting(found):
-            agent.restore_policy(load_file(found.path / STATE))
+            agent.restore_policy(saved)
     except RunError as error:
         own = read(run)
         if own.env == config.env:
@@ -310,6 +314,21 @@ def _spaces_of(own: ControlConfig[Any]) -> str:
             return f" ({world.spaces})"
     except GradhatError:
         return ""
+
+
+def _read(found: Checkpoint) -> dict[str, Tensor]:
+    """Return what a session saved. ValueError for types that none saves, RunError for a lost policy."""
+    tensors = load_file(found.path / STATE)
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    for name, tensor in floats.items():
+        if tensor.itemsize < torch.float32.itemsize:
+            raise ValueError(f"{name} is {tensor.dtype}, wanted torch.float32 or wider")
+        if name.startswith(WEIGHTS) and not tensor.isfinite().all():
+            raise RunError(
+                f"use the checkpoint {found.path}: found weights that are not finite, such as {name}. The "
+                "policy has diverged: move this checkpoint away, and the one before is used."
+            )
+    return tensors
 
 
 def idle(config: ControlConfig[Any]) -> ControlConfig[Any]:

@@ -91,7 +91,8 @@ class TabularAgent:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         waiting = part(state, "pending")
-        self.table.q, self.table.visits = state["q"].clone(), state["visits"].clone()
+        for name, mine in (("q", self.table.q), ("visits", self.table.visits)):
+            setattr(self.table, name, state[name].reshape(mine.shape).to(mine, copy=True))
         self.table.num_frames = int(state["num_frames"])
         self.table.pending = tabular_control.Steps(**waiting) if waiting else None
         self.generator.set_state(state["generator"])
