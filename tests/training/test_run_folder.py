@@ -81,7 +81,7 @@ def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         RunFolder.create(tmp_path / "link/run", CONFIG)
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "rollouts", "aside"])
+@pytest.mark.parametrize("name", ["checkpoints", "aside"])
 def test_a_file_in_the_place_of_a_folder_is_to_be_moved_away(three_steps: RunFolder, name: str) -> None:
     three_steps.close()
     if (folder := three_steps.path / name).exists():
