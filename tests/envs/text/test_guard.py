@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gradhat.envs.text.guard import PAUSE, TimeUp, guarded, settled, shown, within
 from gradhat.errors import TaskError
@@ -308,7 +309,9 @@ def test_ctrl_c_in_a_task_is_ctrl_c() -> None:
         guarded("my task", 5, raises)
 
 
-def test_the_folder_and_the_streams_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_the_streams_and_gradients_are_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = Path.cwd()
     streams = sys.stdin, sys.stdout, sys.stderr
 
@@ -317,8 +320,10 @@ def test_the_folder_and_the_streams_are_put_back(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr("sys.stdout", None)
         monkeypatch.setattr("sys.stderr", 5)
         monkeypatch.setattr("sys.stdin", None)
+        torch.set_grad_enabled(False)
 
     guarded("my task", 5, strays)
+    assert torch.is_grad_enabled()
     assert Path.cwd() == before
     assert streams == (sys.stdin, sys.stdout, sys.stderr)
 

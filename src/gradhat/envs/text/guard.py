@@ -16,13 +16,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 from typing import TypeVar, cast
 
+from gradhat.envs.left_as_found import left_as_found
 from gradhat.envs.text.verify import shorten
 from gradhat.errors import TaskError
 
@@ -37,11 +36,11 @@ PAUSE = 1.0
 def guarded(asked: str, seconds: float, function: Callable[[], T], *, loading: bool = False) -> T:
     """Return `function()`; an exception, an exit or an overrun is a TaskError that begins with `asked`.
 
-    The working folder and the standard streams are then what they were before. `loading` a file leaves the
-    folder where the file put it: it may read there later.
+    The working folder, the standard streams and torch's switches are then what they were before
+    (`left_as_found`). `loading` a file leaves the folder where the file put it: it may read there later.
     """
     try:
-        with _put_back(folder=not loading):
+        with left_as_found(folder=not loading):
             return within(seconds, function)
     except TimeUp:
         raise TaskError(f"{asked} took more than {seconds:g} s. Make it faster, or end it sooner.") from None
@@ -49,28 +48,6 @@ def guarded(asked: str, seconds: float, function: Callable[[], T], *, loading: b
         raise
     except BaseException as error:
         raise TaskError(f"{asked} raised {_cause(error)}") from error
-
-
-@contextmanager
-def _put_back(*, folder: bool) -> Generator[None]:
-    """Put back what the rest of the program relies on, after code that may have left it anywhere."""
-    streams, place = (sys.stdin, sys.stdout, sys.stderr), _working_folder()
-    try:
-        yield
-    finally:
-        sys.stdin, sys.stdout, sys.stderr = streams
-        now = _working_folder()
-        # A folder that is gone is no place to stay, whoever went there.
-        if place is not None and now != place and (folder or now is None):
-            with suppress(OSError):
-                os.chdir(place)
-
-
-def _working_folder() -> Path | None:
-    try:
-        return Path.cwd()
-    except OSError:
-        return None
 
 
 def shown(found: object) -> str:
