@@ -3,13 +3,16 @@
 import errno
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TextIO
 
 import pytest
 
 from gradhat.cli import main as cli
-from gradhat.streams import forgive, is_closed
+from gradhat.streams import forgive, is_closed, is_unread
 from gradhat.training.log import Screen
 
 
@@ -64,11 +67,42 @@ def test_a_program_without_output_does_its_work(monkeypatch: pytest.MonkeyPatch)
     assert cli.main(["recipes"]) == 0
 
 
-def test_output_that_somebody_closed_ends_in_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_that_somebody_closed_is_an_error_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     stream = io.TextIOWrapper(io.BytesIO())
     monkeypatch.setattr("sys.stdout", stream)
     stream.close()
-    assert cli.main(["recipes"]) == 141
+    assert cli.main(["recipes"]) == 1
+    assert "gradhat recipes: found that standard output takes nothing any more" in capsys.readouterr().err
+
+
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+CLOSES = """
+import os, sys
+from gradhat.cli import main
+def closes(argv):
+    print("a line")
+    os.close(1)
+main.import_module = lambda name: type("Verb", (), {"main": staticmethod(closes)})
+sys.exit(main.main(["recipes"]))
+"""
+
+
+def test_a_descriptor_that_somebody_closed_is_an_error_and_no_traceback() -> None:
+    call = [sys.executable, "-c", CLOSES]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, env=BUFFERED)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "takes nothing any more ([Errno 9]" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_is_an_error_and_no_traceback() -> None:
+    with Path("/dev/full").open("w") as full:
+        call = [sys.executable, "-m", "gradhat.cli.main", "--help"]
+        done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "takes nothing any more ([Errno 28]" in done.stderr
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
@@ -102,9 +136,12 @@ def test_a_screen_goes_on_where_the_disk_is_full(monkeypatch: pytest.MonkeyPatch
 def test_a_closed_pipe_is_known(unread: TextIO) -> None:
     reading, writing = os.pipe()
     with open(reading), open(writing, "w") as stream:  # noqa: PTH123
-        assert not is_closed(stream)
-    assert is_closed(unread)
-    assert not is_closed(io.StringIO()) and not is_closed(None)
+        assert not is_unread(stream) and not is_closed(stream)
+        os.close(writing)
+        assert is_closed(stream) and not is_unread(stream)
+        os.dup2(reading, writing)
+    assert is_unread(unread) and not is_closed(unread)
+    assert not is_closed(io.StringIO()) and not is_closed(None) and not is_unread(None)
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,21 @@ def flush(stream: TextIO | None) -> None:
 
 
 def is_closed(stream: TextIO | None) -> bool:
-    """Return whether `stream` is closed, or a pipe that nobody reads any more, as after `| head`."""
+    """Return whether somebody closed `stream`, or what it writes to."""
     number = _number(stream)
-    if number is None:
-        return stream is not None and stream.closed
+    return (stream is not None and stream.closed) if number is None else _tells(number, select.POLLNVAL)
+
+
+def is_unread(stream: TextIO | None) -> bool:
+    """Return whether `stream` is a pipe that nobody reads any more, as after `| head`."""
+    number = _number(stream)
+    return number is not None and _tells(number, select.POLLERR | select.POLLHUP)
+
+
+def _tells(number: int, events: int) -> bool:
     poll = select.poll()
     poll.register(number, 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return any(event & events for _, event in poll.poll(0))
 
 
 def silence(stream: TextIO | None) -> None:
@@ -39,8 +47,9 @@ def silence(stream: TextIO | None) -> None:
     number = _number(stream)
     if number is not None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, number)
-        os.close(nowhere)
+        if nowhere != number:  # it has that of a stream that was closed
+            os.dup2(nowhere, number)
+            os.close(nowhere)
 
 
 def complain(text: str) -> None:

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from gradhat.cli.flags import near
 from gradhat.errors import ConfigError, GradhatError
-from gradhat.streams import complain, flush, forgive, is_closed, silence
+from gradhat.streams import complain, flush, forgive, is_closed, is_unread, silence
 
 VERBS = {
     "train": ("gradhat.cli.train", "train a model on a task, or an agent in a Gymnasium environment"),
@@ -28,21 +28,30 @@ SIGNAL_EXIT = 128
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns its exit code: 1 for an error, 2 for a wrong command, 128 + N where signal N
     ended it. A pipe that nobody reads to its end (`| head`) ends it as SIGPIPE ends other tools: 141, and no
-    word.
+    word. One that is closed or full is an error, once the command has done its work.
     """
+    asked = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         forgive(stream)
     try:
         try:
-            return _answer(sys.argv[1:] if argv is None else argv)
+            return _answer(asked)
         finally:
             flush(sys.stdout)
-    except (BrokenPipeError, SystemExit, ValueError):
+    except (OSError, SystemExit, ValueError) as error:
         # rich, which prints tables, ends the process itself, as with an error. ValueError: it is closed.
-        if not is_closed(sys.stdout):
+        unread = is_unread(sys.stdout)
+        full = isinstance(error, OSError) and not isinstance(error, BrokenPipeError)
+        if not (unread or full or is_closed(sys.stdout)):
             raise
         silence(sys.stdout)
-        return SIGNAL_EXIT + signal.SIGPIPE
+        if unread:
+            return SIGNAL_EXIT + signal.SIGPIPE
+        complain(
+            f"gradhat {' '.join(asked[:2])}: found that standard output takes nothing any more ({error}). "
+            "What was printed last is lost, what lies in files is not. Let it stay open, and make room."
+        )
+        return 1
 
 
 def _answer(argv: list[str]) -> int:
