@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from gradhat.envs.text.guard import PAUSE, TimeUp, guarded, settled, shown, within
+from gradhat.envs.text.guard import PAUSE, TimeUp, attribute, guarded, settled, shown, within
 from gradhat.errors import TaskError
 
 # ruff: noqa: E722
@@ -288,6 +288,20 @@ def test_a_missing_module_gets_its_own_advice() -> None:
         guarded("my task", 5, imports)
 
 
+def test_an_attribute_that_raises_is_a_task_error() -> None:
+    class Raises:
+        three = 3
+
+        @property
+        def solved(self) -> float:
+            raise KeyError("level")
+
+    assert attribute("my task", Raises(), "three") == 3
+    assert attribute("my task", Raises(), "four") is None
+    with pytest.raises(TaskError, match="my task: reading solved raised KeyError: 'level'"):
+        attribute("my task", Raises(), "solved")
+
+
 class Own(BaseException):
     """No Exception: what a library of somebody else's may raise to get past `except Exception`."""
 
@@ -349,7 +363,7 @@ def test_a_file_may_settle_in_a_folder_of_its_own_if_that_stays(
 def test_what_cannot_be_shown_is_named_by_its_class() -> None:
     class Shy(Exception):
         def __repr__(self) -> str:
-            raise RuntimeError
+            raise SystemExit(3)
 
         __str__ = __repr__
 
@@ -358,4 +372,20 @@ def test_what_cannot_be_shown_is_named_by_its_class() -> None:
 
     assert shown(Shy()) == "an object of the class Shy"
     with pytest.raises(TaskError, match="my task raised Shy: its text cannot be read"):
+        guarded("my task", 5, raises)
+
+
+def test_ctrl_c_while_something_is_shown_is_ctrl_c() -> None:
+    class Slow(Exception):
+        def __repr__(self) -> str:
+            raise KeyboardInterrupt
+
+        __str__ = __repr__
+
+    def raises() -> None:
+        raise Slow
+
+    with pytest.raises(KeyboardInterrupt):
+        shown(Slow())
+    with pytest.raises(KeyboardInterrupt):
         guarded("my task", 5, raises)

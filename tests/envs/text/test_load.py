@@ -32,6 +32,12 @@ class Half:
     def question(self, seed):
         return Question("Say yes.", "yes")
 
+class Raises(type):
+    def __getattr__(cls, name):
+        raise RuntimeError("no " + name)
+
+class Hidden(metaclass=Raises): ...
+
 class Picky(MyTask):
     def __init__(self, size):
         self.size = size
@@ -114,6 +120,7 @@ def test_a_file_of_ones_own(file: Path) -> None:
         ("", "has no class ''. Classes with question and score there: MyTask, Picky"),
         ("function", "no class 'function'"),
         ("Half", "has no method score. Give it question(self, seed)"),
+        ("Hidden", "my_task.py:Hidden raised RuntimeError: no question"),
         ("Picky", "Picky() raised TypeError"),
     ],
 )

@@ -122,3 +122,13 @@ def test_a_curriculum_follows_solutions_where_they_are_said_and_rewards_elsewher
     # Right and wrong are both at once.
     binary = [verdict(r) for r in (0.0, ALMOST)]
     assert marks(Silent(), binary) == pytest.approx(marks(saying(1.0), binary))
+
+
+def test_a_property_that_raises_is_a_task_error() -> None:
+    class Raises(Silent):
+        @property
+        def solved(self) -> float:
+            raise KeyError("level")
+
+    with pytest.raises(TaskError, match="task Raises: reading solved raised KeyError: 'level'"):
+        own(Raises())

@@ -7,7 +7,7 @@ import math
 import re
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
@@ -360,3 +360,35 @@ def test_a_batch_of_verdicts_has_one_for_each() -> None:
     task.score_many = lambda *_: [1.0]  # type: ignore[method-assign]
     with pytest.raises(TaskError, match="one verdict for each"):
         judge_many(task, [Question("a", "")] * 2, ["x", "y"], [(1,), (2,)])
+
+
+class Raises(Together):
+    @property
+    def score_many(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("no batch")
+
+
+def test_a_method_that_cannot_be_looked_up_is_a_task_error() -> None:
+    with pytest.raises(TaskError, match="task Raises: reading score_many raised RuntimeError: no batch"):
+        judge_many(Raises(), [Question("a", "")], ["x"], [(1,)])
+
+
+class Odd(list[float]):
+    def __iter__(self) -> Iterator[float]:
+        raise RuntimeError("no list")
+
+
+def test_what_is_done_to_the_lists_and_what_they_do_harms_nobody() -> None:
+    task, asked, said, ids = Together(), [Question("a", "")] * 2, ["x", "y"], [(1,), (2,)]
+
+    def clears(*columns: list[Any]) -> list[float]:
+        for column in columns:
+            column.clear()
+        return [1.0, 2.0]
+
+    task.score_many = clears  # type: ignore[method-assign]
+    assert [verdict.reward for verdict in judge_many(task, asked, said, ids)] == [1.0, 2.0]
+    assert (len(asked), said, ids) == (2, ["x", "y"], [(1,), (2,)])
+    task.score_many = lambda *_: Odd([1.0, 2.0])  # type: ignore[method-assign]
+    with pytest.raises(TaskError, match="score_many of 1 completions raised RuntimeError: no list"):
+        judge_many(task, asked, said, ids)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from gradhat.envs.left_as_found import left_as_found
 from gradhat.envs.text.verify import shorten
@@ -29,12 +29,19 @@ T = TypeVar("T")
 
 SIGNAL = int(getattr(signal, "SIGURG", 0))
 """Not SIGALRM: tasks use that one themselves. The system ignores this one where nobody asks for it."""
+FIX = "Fix the task; a wrong answer is a reward, not an error."
+"""What to do about an exception, where a task raised it."""
+SECONDS = 60.0
+"""That reading an attribute may take."""
 PAUSE = 1.0
 """Seconds that clean-up in the interrupted code has, between one interruption and the next."""
 
 
-def guarded(asked: str, seconds: float, function: Callable[[], T], *, loading: bool = False) -> T:
-    """Return `function()`; an exception, an exit or an overrun is a TaskError that begins with `asked`.
+def guarded(
+    asked: str, seconds: float, function: Callable[[], T], *, loading: bool = False, todo: str = FIX
+) -> T:
+    """Return `function()`; an exception, an exit or an overrun is a TaskError that begins with `asked`, and
+    ends with `todo`.
 
     The working folder, the standard streams and torch's switches are then what they were before
     (`left_as_found`). `loading` a file leaves the folder where the file put it: it may read there later.
@@ -47,29 +54,38 @@ def guarded(asked: str, seconds: float, function: Callable[[], T], *, loading: b
     except (TaskError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise TaskError(f"{asked} raised {_cause(error)}") from error
+        raise TaskError(f"{asked} raised {_cause(error, todo)}") from error
+
+
+def attribute(asked: str, owner: object, name: str) -> Any:
+    """Return what somebody else's object has under `name`, None where it has nothing. Properties are code."""
+    return guarded(f"{asked}: reading {name}", SECONDS, lambda: getattr(owner, name, None))
 
 
 def shown(found: object) -> str:
     """Return how an object of somebody else's looks, on one line; its own way to say so may fail."""
     try:
         return shorten(repr(found))
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         return f"an object of the class {type(found).__name__}"
 
 
-def _cause(error: BaseException) -> str:
+def _cause(error: BaseException, todo: str) -> str:
     """Return what was raised, and what to do about it."""
     cause = f"{type(error).__name__}: {shorten(_said(error))}"
     if isinstance(error, ModuleNotFoundError):
         return f"{cause}. Install it, or put it beside the task file and import it at the top of that file."
-    return f"{cause}. Fix the task; a wrong answer is a reward, not an error."
+    return f"{cause}. {todo}"
 
 
 def _said(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         return "its text cannot be read"
 
 

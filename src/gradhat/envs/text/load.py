@@ -7,6 +7,7 @@ import re
 from dataclasses import fields
 from hashlib import file_digest, sha256
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from gradhat.envs.text.data import open_data
@@ -147,21 +148,32 @@ def _own(file: str, class_name: str) -> Task:
         lambda: load_file(path, f"gradhat_task_{path.stem}"),
         loading=True,
     )
-    found: Any = getattr(module, class_name, None)
-    if not isinstance(found, type):
-        classes = [name for name, value in vars(module).items() if isinstance(value, type) and _fits(value)]
-        there = f"Classes with question and score there: {', '.join(classes) or 'none'}."
-        raise TaskError(f"{asked}: {path} has no class {class_name!r}. {there} Write {path}:ClassName.")
-    if not _fits(found):
-        missing = " and ".join(
-            name for name in ("question", "score") if not callable(getattr(found, name, None))
-        )
-        raise TaskError(
-            f"{asked}: the class has no method {missing}. "
-            "Give it question(self, seed) -> Question and score(self, question, completion) -> float."
-        )
+    found: Any = guarded(asked, TIME_LIMIT, lambda: _class(asked, path, module, class_name))
     return guarded(f"{asked}: {class_name}()", TIME_LIMIT, found, loading=True)
 
 
-def _fits(kind: Any) -> bool:
-    return callable(getattr(kind, "question", None)) and callable(getattr(kind, "score", None))
+def _class(asked: str, path: Path, module: ModuleType, class_name: str) -> Any:
+    """Return the class of a task in a file. What its metaclass raises comes through."""
+    found: Any = getattr(module, class_name, None)
+    if not isinstance(found, type):
+        classes = [name for name, value in vars(module).items() if _fits(value)]
+        there = f"Classes with question and score there: {', '.join(classes) or 'none'}."
+        raise TaskError(f"{asked}: {path} has no class {class_name!r}. {there} Write {path}:ClassName.")
+    missing = _missing(found)
+    if missing:
+        raise TaskError(
+            f"{asked}: the class has no method {' and '.join(missing)}. "
+            "Give it question(self, seed) -> Question and score(self, question, completion) -> float."
+        )
+    return found
+
+
+def _missing(kind: type) -> list[str]:
+    return [name for name in ("question", "score") if not callable(getattr(kind, name, None))]
+
+
+def _fits(found: object) -> bool:
+    try:
+        return isinstance(found, type) and not _missing(found)
+    except Exception:  # its metaclass raises: it is no class to offer
+        return False

@@ -11,9 +11,9 @@ and 1, partial credit) have a mean and no accuracy: nobody knows which of them i
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
-from gradhat.envs.text.guard import guarded, settled, shown
+from gradhat.envs.text.guard import attribute, guarded, settled, shown
 from gradhat.errors import TaskError
 from gradhat.trajectories import Verdict
 from gradhat.verdicts import number
@@ -41,10 +41,10 @@ def solves(task: object, *, graded: bool) -> Solves | None:
 
 def own(task: object) -> Solves | None:
     """Return what the task itself says, None where it says nothing."""
-    said: Any = getattr(task, "solved", None)
+    name = f"task {type(task).__name__}"
+    said = attribute(name, task, "solved")
     if said is None:
         return None
-    name = f"task {type(task).__name__}"
     if callable(said):
         return lambda verdict: _asked(name, cast("Callable[[Verdict], object]", said), verdict)
     threshold = None if isinstance(said, bool) else number(said)

@@ -12,7 +12,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
-from gradhat.envs.text.guard import guarded, settled, shown
+from gradhat.envs.text.guard import attribute, guarded, settled, shown
 from gradhat.envs.text.solved import own
 from gradhat.envs.text.verify import shorten
 from gradhat.errors import TaskError
@@ -206,7 +206,7 @@ def judge_many(
     its length, is one failure as a whole.
     """
     borne = failures or Failures()
-    together: Any = getattr(task, "score_many", None)
+    together = attribute(_name(task), task, "score_many")
     if not callable(together):
         pairs = zip(questions, completions, strict=True)
         return [borne.bear(partial(judge, task, question, said)) for question, said in pairs]
@@ -240,10 +240,12 @@ def listed(asked: str, found: object, count: int, wanted: str) -> Sequence[objec
     TaskError says what was `asked`, and what is `wanted` instead.
     """
     as_list: Any = getattr(found, "tolist", None)
-    items: object = as_list() if callable(as_list) else found
-    if not isinstance(items, list | tuple) or len(cast(Sequence[object], items)) != count:
+    said: object = as_list() if callable(as_list) else found
+    # A copy: a list of somebody else's class may say other things of itself later.
+    items = list(cast(Sequence[object], said)) if isinstance(said, list | tuple) else []
+    if len(items) != count:
         raise TaskError(f"{asked} returned {shown(found)}. Return {wanted}.")
-    return cast(Sequence[object], items)
+    return items
 
 
 def _plain(asked: str, found: object) -> Verdict:
