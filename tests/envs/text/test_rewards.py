@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from gradhat.envs.text.arithmetic import Arithmetic
+from gradhat.envs.text.guard import name_of
+from gradhat.envs.text.load import load_task
 from gradhat.envs.text.rewards import Rewarded, load_rewards
 from gradhat.envs.text.task import TIME_LIMIT, Question, judge_many
 from gradhat.errors import TaskError
@@ -55,6 +57,12 @@ def tensor(completions, **columns):
 
 def broken(completions, **columns):
     raise KeyError("level")
+
+def no_kwargs(prompts, completions):
+    return [1.0] * len(completions)
+
+def needs(completions, solution, **columns):
+    return [1.0] * len(completions)
 
 class Judge:
     def __call__(self, completions, **columns):
@@ -116,6 +124,8 @@ def test_none_says_nothing_of_a_completion(file: Path) -> None:
     assert known.reward == 1.0
     assert not unknown.judged
     assert "all say None" in unknown.why
+    with pytest.raises(TaskError, match=r"^rewards some: all say None of a completion"):
+        scored(file, "some").score(ASKED[0], "8")
 
 
 def test_conversations_are_shown_as_messages(file: Path) -> None:
@@ -132,9 +142,15 @@ def test_conversations_are_shown_as_messages(file: Path) -> None:
             "short",
             r"reward short: a batch of 2 returned \[1.0\]. Return a list with a number or None for each",
         ),
-        ("words", "reward words returned 'good' for it: return a finite number or None"),
-        ("nan", "reward nan returned nan for it"),
-        ("broken", "raised KeyError: 'level'"),
+        ("words", "^reward words returned 'good' for a completion. Let it return a finite number, or None"),
+        ("nan", "^reward nan returned nan for a completion"),
+        ("broken", "^reward broken: a batch of 1 raised KeyError: 'level'. Fix the function; a completion"),
+        (
+            "no_kwargs",
+            "^reward no_kwargs: it is called with prompts, completions, completion_ids, question, answer, "
+            r"level: got an unexpected keyword argument 'completion_ids'.* the rest as \*\*kwargs, as TRL",
+        ),
+        ("needs", "^reward needs: it is called with .*: missing a required argument: 'solution'"),
     ],
 )
 def test_a_function_that_breaks_its_contract_is_named(file: Path, name: str, message: str) -> None:
@@ -191,7 +207,7 @@ def test_what_the_task_cannot_score_is_no_matter_of_the_rest(file: Path) -> None
 def test_a_batch_has_the_time_of_as_many_calls(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
 
-    def guarded(asked: str, seconds: float, function: Any) -> Any:
+    def guarded(asked: str, seconds: float, function: Any, *, todo: str) -> Any:
         given.append(seconds)
         return function()
 
@@ -199,3 +215,11 @@ def test_a_batch_has_the_time_of_as_many_calls(file: Path, monkeypatch: pytest.M
     monkeypatch.setattr("gradhat.envs.text.rewards.guarded", guarded)
     task.score_many(ASKED, ["7", "8"], [(1,), (2,)])
     assert given == [2 * TIME_LIMIT]
+
+
+def test_errors_call_the_functions_and_the_task_by_their_own_names(file: Path) -> None:
+    task = scored(file, "right", "brief=2")
+    assert name_of(task) == "task Arithmetic with reward right, brief"
+    (file.parent / "q.jsonl").write_text('{"question": "One?", "answer": 1}\n')
+    questions = load_task(str(file.parent / "q.jsonl"))
+    assert name_of(questions) == f"task {file.parent / 'q.jsonl'}"

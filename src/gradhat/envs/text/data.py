@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
+from gradhat.envs.text.guard import Named
 from gradhat.envs.text.question_files import FORMS, SPLITS, STATE
 from gradhat.envs.text.scorers import Scorer, scorer
 from gradhat.envs.text.task import Question
@@ -44,13 +45,14 @@ class Columns:
     among the first, the second and the fourth by what the answers are."""
 
 
-class FileTask:
+class FileTask(Named):
     """The rows of a file as questions: number `seed % len(rows)` for a seed."""
 
     solved = 1.0
 
     def __init__(self, path: Path, columns: Columns) -> None:
         self.path = path
+        self.title = f"task {path}"
         self.columns = columns
         self.rows = read_rows(path)
         self._check()

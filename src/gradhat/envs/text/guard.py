@@ -57,6 +57,17 @@ def guarded(
         raise TaskError(f"{asked} raised {_cause(error, todo)}") from error
 
 
+class Named:
+    """A task that says itself what errors call it. Others are called by their class."""
+
+    title: str
+
+
+def name_of(task: object) -> str:
+    """Return what errors call a task."""
+    return task.title if isinstance(task, Named) else f"task {type(task).__name__}"
+
+
 def attribute(asked: str, owner: object, name: str) -> Any:
     """Return what somebody else's object has under `name`, None where it has nothing. Properties are code."""
     return guarded(f"{asked}: reading {name}", SECONDS, lambda: getattr(owner, name, None))

@@ -9,11 +9,11 @@ be `async`. None means that it says nothing of a completion.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import Any, NamedTuple, cast
 
-from gradhat.envs.text.guard import guarded, settled, shown
+from gradhat.envs.text.guard import Named, attribute, guarded, name_of, settled, shown
 from gradhat.envs.text.task import TIME_LIMIT, Question, Task, judge, listed
 from gradhat.errors import TaskError
 from gradhat.importing import load_file
@@ -21,6 +21,8 @@ from gradhat.places import home, is_file
 from gradhat.trajectories import Verdict
 from gradhat.verdicts import number
 
+FIX = "Fix the function; a completion that it cannot judge is None, not an error."
+"""What to do about an exception, where a function raised it."""
 OWN = "task"
 """The name of the task's own score among the parts of a reward."""
 RESERVED = ("prompts", "completions", "completion_ids", "prompt", "completion")
@@ -36,29 +38,33 @@ class Part(NamedTuple):
     function: Callable[..., object] | None
 
 
-class Rewarded:
+class Rewarded(Named):
     """A task whose completions are scored by functions: the reward is the weighted sum of what they say."""
 
     def __init__(self, task: Task, parts: Sequence[Part]) -> None:
         self.task = task
         self.parts = tuple(parts)
+        self.title = f"{name_of(task)} with reward {', '.join(part.name for part in parts)}"
 
     def question(self, seed: int) -> Question:
         """Return the task's own question."""
         return self.task.question(seed)
 
     def score(self, question: Question, completion: str) -> Verdict:
-        """Score one completion that has no tokens: one that a person typed."""
-        return self.score_many([question], [completion], [()])[0]
+        """Score one completion that has no tokens: one that a person typed. TaskError without a reward."""
+        found = self.score_many([question], [completion], [()])[0]
+        if isinstance(found, TaskError):
+            raise found
+        return found
 
     def score_many(
         self, questions: Sequence[Question], completions: Sequence[str], tokens: Sequence[Sequence[int]]
-    ) -> list[Verdict]:
+    ) -> list[Verdict | TaskError]:
         """Return a verdict for each completion, whose parts are what each function said, unweighted.
 
-        TaskError for a function that raises, takes longer than as many calls may, or returns no list of this
-        length. A completion that the task itself cannot score, of which a function says something that is no
-        number, or of which none says anything, has a verdict without a reward.
+        TaskError for a function that cannot be called so, raises, takes longer than as many calls may, or
+        returns no list of this length. A completion that the task itself cannot score, of which a function
+        says something that is no number, or of which none says anything, has a TaskError for a verdict.
         """
         found = [self._ask(part, questions, completions, tokens) for part in self.parts]
         return [self._sum(list(row)) for row in zip(*found, strict=True)]
@@ -74,24 +80,30 @@ class Rewarded:
             return [_own(self.task, *asked) for asked in zip(questions, completions, strict=True)]
         function, given = part.function, arguments(questions, completions, tokens)
         asked, count = f"reward {part.name}: a batch of {len(questions)}", len(questions)
-        found = guarded(asked, TIME_LIMIT * count, lambda: settled(function(**given)))
-        return listed(asked, found, count, "a list with a number or None for each completion")
 
-    def _sum(self, said: Sequence[object]) -> Verdict:
+        def answers() -> Sequence[object]:
+            _check_call(part.name, function, given)
+            wanted = "a list with a number or None for each completion"
+            return listed(asked, settled(function(**given)), count, wanted)
+
+        return guarded(asked, TIME_LIMIT * count, answers, todo=FIX)
+
+    def _sum(self, said: Sequence[object]) -> Verdict | TaskError:
         known: dict[str, float] = {}
         for part, value in zip(self.parts, said, strict=True):
             found = number(value)
             if found is not None:
                 known[part.name] = found
             elif isinstance(value, TaskError):
-                return Verdict(math.nan, {}, str(value))
+                return value
             elif value is not None:
-                why = f"reward {part.name} returned {shown(value)} for it: return a finite number or None"
-                return Verdict(math.nan, {}, why)
+                why = f"reward {part.name} returned {shown(value)} for a completion"
+                return TaskError(f"{why}. Let it return a finite number, or None.")
         if not known:
             names = ", ".join(part.name for part in self.parts)
-            why = f"rewards {names} all say None of it: let one return a number for every completion"
-            return Verdict(math.nan, {}, why)
+            return TaskError(
+                f"rewards {names}: all say None of a completion. Let one return a number for every one."
+            )
         weights = {part.name: part.weight for part in self.parts}
         total = sum(weights[name] * value for name, value in known.items())
         return Verdict(total, known, ", ".join(f"{name} {value:g}" for name, value in known.items()))
@@ -103,6 +115,19 @@ def _own(task: Task, question: Question, completion: str) -> float | TaskError:
         return judge(task, question, completion).reward
     except TaskError as error:
         return error
+
+
+def _check_call(name: str, function: Callable[..., object], given: Mapping[str, object]) -> None:
+    """TaskError for a function that does not take what it is given."""
+    try:
+        inspect.signature(function).bind(**given)
+    except TypeError as error:
+        raise TaskError(
+            f"reward {name}: it is called with {', '.join(given)}: {error}. Let it take what it needs by "
+            f"these names and the rest as **kwargs, as TRL asks: def {name}(prompts, completions, **kwargs)."
+        ) from None
+    except ValueError:  # written in C, it does not say what it takes
+        return
 
 
 def arguments(
@@ -175,10 +200,10 @@ def _part(spec: str) -> Part:
         raise TaskError(f"--reward {spec}: there is no file {path}. Check the path.")
     asked = f"reward {place}: importing {path}"
     module = guarded(asked, TIME_LIMIT, lambda: load_file(path, f"gradhat_reward_{path.stem}"), loading=True)
-    function = getattr(module, name, None)
+    function = attribute(f"reward {place}", module, name)
     if not callable(function) or inspect.isclass(function):
         there = [
-            n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__
+            n for n, v in vars(module).items() if type(v) is FunctionType and v.__module__ == module.__name__
         ]
         known = ", ".join(there) or "none"
         raise TaskError(f"--reward {spec}: {path} has no function {name!r}. Functions there: {known}.")

@@ -13,7 +13,7 @@ and 1, partial credit) have a mean and no accuracy: nobody knows which of them i
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
-from gradhat.envs.text.guard import attribute, guarded, settled, shown
+from gradhat.envs.text.guard import attribute, guarded, name_of, settled, shown
 from gradhat.errors import TaskError
 from gradhat.trajectories import Verdict
 from gradhat.verdicts import number
@@ -41,7 +41,7 @@ def solves(task: object, *, graded: bool) -> Solves | None:
 
 def own(task: object) -> Solves | None:
     """Return what the task itself says, None where it says nothing."""
-    name = f"task {type(task).__name__}"
+    name = name_of(task)
     said = attribute(name, task, "solved")
     if said is None:
         return None

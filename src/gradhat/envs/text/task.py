@@ -12,7 +12,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
-from gradhat.envs.text.guard import attribute, guarded, settled, shown
+from gradhat.envs.text.guard import attribute, guarded, name_of, settled, shown
 from gradhat.envs.text.solved import own
 from gradhat.envs.text.verify import shorten
 from gradhat.errors import TaskError
@@ -90,7 +90,7 @@ def draw(task: Task, split: Split, seed: int) -> Question:
         if held_out(key_of(question)) == (split == "held_out"):
             return question
     raise TaskError(
-        f"{_name(task)}: a question of the split {split!r} was asked for, seed {seed}; "
+        f"{name_of(task)}: a question of the split {split!r} was asked for, seed {seed}; "
         f"none of {MAX_DRAWS} questions falls in it. Give the task more distinct questions."
     )
 
@@ -109,7 +109,7 @@ def held_out_set(task: Task, n: int, seed: int, say: Say = lambda _: None) -> li
     for tried, derived in enumerate(_derived_seeds(seed)):
         if len(found) == n or idle == 100 * (len(found) + 10):
             break
-        speak(f"{_name(task)}: looking for {n} held-out questions: {len(found)} found in {tried} tries")
+        speak(f"{name_of(task)}: looking for {n} held-out questions: {len(found)} found in {tried} tries")
         question = ask(task, derived)
         idle += 1
         if held_out(key_of(question)) and question.text not in found:
@@ -159,7 +159,7 @@ def ask(task: Task, seed: int, *, seconds: float = TIME_LIMIT) -> Question:
     Half characters (lone surrogates) become "?": no tokenizer and no file takes them. Where the time limit
     holds: `guard`.
     """
-    asked = f"{_name(task)}: question(seed={seed})"
+    asked = f"{name_of(task)}: question(seed={seed})"
     return guarded(asked, seconds, lambda: _question(asked, settled(task.question(seed))))
 
 
@@ -183,7 +183,7 @@ def judge(task: Task, question: Question, completion: str, *, seconds: float = T
     task, question and completion, when `score` raises, takes over `seconds` (where the limit holds: `guard`),
     or returns something that is not a number that float32 holds, or a Verdict of such.
     """
-    asked = f"{_name(task)}: score of {shorten(completion)!r} for {shorten(question.text)!r}"
+    asked = f"{name_of(task)}: score of {shorten(completion)!r} for {shorten(question.text)!r}"
     return guarded(asked, seconds, lambda: _plain(asked, settled(task.score(question, completion))))
 
 
@@ -206,11 +206,11 @@ def judge_many(
     its length, is one failure as a whole.
     """
     borne = failures or Failures()
-    together = attribute(_name(task), task, "score_many")
+    together = attribute(name_of(task), task, "score_many")
     if not callable(together):
         pairs = zip(questions, completions, strict=True)
         return [borne.bear(partial(judge, task, question, said)) for question, said in pairs]
-    name = f"{_name(task)}: score_many"
+    name = f"{name_of(task)}: score_many"
     return _judge_together(name, together, list(zip(questions, completions, tokens, strict=True)), borne)
 
 
@@ -249,6 +249,8 @@ def listed(asked: str, found: object, count: int, wanted: str) -> Sequence[objec
 
 
 def _plain(asked: str, found: object) -> Verdict:
+    if isinstance(found, TaskError):  # of reward functions: it says by itself what was asked
+        raise found
     try:
         return plain(found)
     except ValueError as error:
@@ -294,12 +296,12 @@ def check(task: Task, num_questions: int = 20, say: Say = lambda _: None, *, ans
     speak = _now_and_then(say)
     solves = own(task)
     for seed in range(num_questions):
-        speak(f"{_name(task)}: trying question {seed + 1} of {num_questions} and its answer")
+        speak(f"{name_of(task)}: trying question {seed + 1} of {num_questions} and its answer")
         question = ask(task, seed)
         again = ask(task, seed)
         if (again[:2], again.key) != (question[:2], question.key):
             raise TaskError(
-                f"{_name(task)}: question {shorten(question.text)!r} (seed {seed}) is "
+                f"{name_of(task)}: question {shorten(question.text)!r} (seed {seed}) is "
                 f"{shorten(again.text)!r} the second time. Draw from random.Random(seed) only."
             )
         verdict = judge(task, question, "")
@@ -313,11 +315,7 @@ def check(task: Task, num_questions: int = 20, say: Say = lambda _: None, *, ans
     found = Checked(gold, empty)
     if answers and gold and worse == len(gold):
         raise TaskError(
-            f"{_name(task)}: {found}: every answer scores less than saying nothing. Let `score` return more "
-            "for what is better, and `answer` be the completion that scores best, or leave it empty."
+            f"{name_of(task)}: {found}: every answer scores less than saying nothing. Let `score` return "
+            "more for what is better, and `answer` be the completion that scores best, or leave it empty."
         )
     return found
-
-
-def _name(task: Task) -> str:
-    return f"task {type(task).__name__}"
