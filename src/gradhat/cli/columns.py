@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from gradhat.envs.text.question_files import FORMS, is_questions
+from gradhat.envs.text.verify import shorten
 from gradhat.errors import ConfigError
 from gradhat.places import home
 
@@ -48,8 +49,15 @@ class Columns:
 
 
 def absolute(spec: str) -> str:
-    """Return "/folder/my_task.py:MyTask" for "my_task.py:MyTask", and a task that is no file."""
+    """Return "/folder/my_task.py:MyTask" for "my_task.py:MyTask", and a task that is no file. ConfigError for
+    links that lead nowhere."""
     name, colon, rest = spec.partition(":")
     path = home(name)
-    is_file = path.suffix == ".py" or is_questions(name)
-    return f"{path.resolve()}{colon}{rest}" if is_file else spec
+    if path.suffix != ".py" and not is_questions(name):
+        return spec
+    try:
+        return f"{path.resolve()}{colon}{rest}"
+    except (OSError, RuntimeError) as error:  # a RuntimeError is Python's word for links that go round
+        raise ConfigError(
+            f"{spec}: found links that lead nowhere ({shorten(str(error))}). Name the file itself."
+        ) from error
