@@ -378,6 +378,14 @@ WRONG = {
         "algorithm grpp",
         "lab algorithm grpp: no such algorithm. Known: reinforce, rloo, grpo",
     ),
+    "the estimator of an algorithm": (
+        "bias --mdp bandit --estimators rloo",
+        "--estimators rloo: no such estimator. The estimator of this algorithm is leave_one_out. Known: ",
+    ),
+    "the algorithm of an estimator": (
+        "algorithm leave_one_out",
+        "lab algorithm leave_one_out: no such algorithm. The algorithm of this estimator is rloo. Known: ",
+    ),
     "no algorithm": ("algorithm --mdp bandit", "gradhat lab algorithm NAME: found no NAME. Name it first"),
     "no function": ("mine", "gradhat lab mine FILE.py:FUNCTION: found no FILE.py:FUNCTION."),
     "no model": ("model", "gradhat lab model RUN|MODEL: found no RUN|MODEL."),

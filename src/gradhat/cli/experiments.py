@@ -222,16 +222,16 @@ def worlds(names: Sequence[str], bench: Bench) -> "dict[str, World]":
 
 def bias(flags: Bias, _: str) -> "Report":
     from gradhat.lab import bias
-    from gradhat.lab.shelf import shelf
+    from gradhat.lab.shelf import ALGORITHM_OF, shelf
 
     chosen = worlds(flags.mdp, flags.bench)
     specimens = {name: shelf(w) for name, w in chosen.items()}
     known = {s.name: None for found in specimens.values() for s in found}
     for name in flags.estimators:
         if name not in known:
-            raise ConfigError(
-                f"--estimators {name}: no such estimator.{near(name, list(known))} Known: {', '.join(known)}."
-            )
+            here = [estimator for estimator, algorithm in ALGORITHM_OF.items() if algorithm == name]
+            other = f" The estimator of this algorithm is {here[0]}." if here else near(name, list(known))
+            raise ConfigError(f"--estimators {name}: no such estimator.{other} Known: {', '.join(known)}.")
     wanted = set(flags.estimators or known)
     specimens = {name: [s for s in found if s.name in wanted] for name, found in specimens.items()}
     if idle := [name for name, found in specimens.items() if not found]:

@@ -23,6 +23,7 @@ from gradhat.exact.solve import expected_return
 from gradhat.lab.bias import columns, described, figure, row, sampling_note
 from gradhat.lab.microscope import Finding, Specimen, World, finding, some_draws
 from gradhat.lab.report import Report, Table
+from gradhat.lab.shelf import ALGORITHM_OF
 from gradhat.policies.tabular import Logits, TabularPolicy
 from gradhat.trajectories import Trajectories
 
@@ -111,7 +112,8 @@ def algorithm(name: str, world: World, of: str, settings: Settings) -> Report:
 def check(name: str, settings: Settings) -> None:
     """ConfigError for a name that is not in `ALGORITHMS` and for settings out of range."""
     if name not in ALGORITHMS:
-        raise ConfigError(f"lab algorithm {name}: no such algorithm. Known: {', '.join(ALGORITHMS)}.")
+        other = f" The algorithm of this estimator is {ALGORITHM_OF[name]}." if name in ALGORITHM_OF else ""
+        raise ConfigError(f"lab algorithm {name}: no such algorithm.{other} Known: {', '.join(ALGORITHMS)}.")
     for of in ("group_size", "num_groups", "num_epochs"):
         if getattr(settings, of) < 1:
             raise ConfigError(f"{of}={getattr(settings, of)}: found a value out of range. Use 1 or more.")

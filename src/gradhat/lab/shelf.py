@@ -60,6 +60,10 @@ def of_one(world: World) -> list[Specimen]:
     ]
 
 
+ALGORITHM_OF = {"leave_one_out": "rloo"}
+"""What the algorithm is called whose estimator has another name here."""
+
+
 def of_group() -> list[Specimen]:
     """Estimators that compare the trajectories of one start state."""
     return [
