@@ -120,6 +120,8 @@ def test_what_changes_results_is_refused_as_ever(run: Any, resumed: Resume) -> N
     before = (path / "config.json").read_bytes()
     code, said = resumed(path, "--num-steps", "3", "--num-slots", "2", "--seed", "9")
     assert code == 1 and "another config: seed is 0 there and 9 here. Resume" in said
+    code, said = resumed(path, "--num-steps", "1")
+    assert code == 1 and "num_steps is 2 there and 1 here. --num-steps may be larger than there, not" in said
     assert (path / "config.json").read_bytes() == before
 
 

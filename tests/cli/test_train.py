@@ -228,6 +228,31 @@ def test_columns_belong_to_a_file_of_questions(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "py"])
+def test_a_link_to_itself_is_no_file(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    link = tmp_path / f"loop.{suffix}"
+    link.symlink_to(link)
+    assert main(["train", "--task", str(link), "--dry-run"]) in (1, 2)
+    said = capsys.readouterr().err
+    # From Python 3.13 on such a link is its own end, and no file lies there.
+    assert said.count("\n") == 1 and ("links that lead nowhere" in said or "there is no" in said)
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("grpo", "train --task TASK --algorithm grpo"),
+        ("rloo --task arithmetic", "train --task arithmetic --algorithm rloo"),
+        ("reinforce --task=arithmetic", "train --task arithmetic --algorithm reinforce"),
+        ("ppo --task q.jsonl", "train --task q.jsonl --algorithm reinforce or rloo or grpo or dr_grpo"),
+    ],
+)
+def test_an_algorithm_of_text_is_a_flag(words: str, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *words.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(f"gradhat {advice}\n") and "Did you mean" not in said
+
+
 def test_a_folder_that_is_taken_is_refused_before_anything_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,7 @@ def _named(name: str | None, flags: list[str]) -> tuple[Kind[Any], Any]:
     from gradhat.recipes.tuned import control
     from gradhat.training.control.algorithms import ALGORITHMS
 
+    _check_kind(name, flags, list(ALGORITHMS))
     if name not in ALGORITHMS:
         known = [*found, *ALGORITHMS]
         raise ConfigError(
@@ -124,6 +125,25 @@ def _named(name: str | None, flags: list[str]) -> tuple[Kind[Any], Any]:
         )
     config = control(name, _value_of("--env", flags) or "CartPole-v1")
     return _control(type(config.learning)), config
+
+
+def _check_kind(name: str, flags: list[str], of_control: list[str]) -> None:
+    """ConfigError for a first word that is an algorithm of text, and for a task beside one of control."""
+    from gradhat.algorithms.grpo_family import FAMILY
+    from gradhat.training.text.config import REINFORCE
+
+    task = _value_of("--task", flags)
+    if name in FAMILY or (name == REINFORCE and task):
+        raise ConfigError(
+            f"gradhat train {name}: found the name of an algorithm that trains a language model. Write "
+            f"gradhat train --task {task or 'TASK'} --algorithm {name}"
+        )
+    if name in of_control and task:
+        raise ConfigError(
+            f"gradhat train {name} --task {task}: {name} learns in an environment, --env ID. A language "
+            f"model is trained on a task: gradhat train --task {task} --algorithm "
+            f"{' or '.join((REINFORCE, *FAMILY))}"
+        )
 
 
 def _resumed(path: Path) -> tuple[Kind[Any], Any]:
@@ -288,8 +308,10 @@ def _check_resume(kind: Kind[Any], launch: Launch[Any], path: Path) -> None:
         found = ", ".join(
             f"{name} is {_find(name, theirs)!r} there and {_find(name, mine)!r} here" for name in changed
         )
+        flag = f"--{kind.longer.replace('_', '-')}"
+        more = f" {flag} may be larger than there, not smaller." if kind.longer in changed else ""
         raise RunError(
-            f"resume {path}: it was started with another config: {found}. "
+            f"resume {path}: it was started with another config: {found}.{more} "
             f"Resume without these flags, or start a new run."
         )
 
