@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -268,6 +269,41 @@ def test_coroutines_share_a_loop_and_one_that_was_stopped_is_cancelled() -> None
     assert ended == ["tidied"]
     assert settled(loop()) == first
     assert settled(3) == 3
+
+
+BACKGROUND = """
+import asyncio, gc
+from gradhat.envs.text.guard import guarded, settled
+from gradhat.errors import TaskError
+
+async def ends(error):
+    await asyncio.sleep(0)
+    raise error
+
+async def starts(error):
+    asyncio.ensure_future(ends(error))
+    return 3
+
+async def three():
+    return 3
+
+for error in (SystemExit(7), KeyError("level")):
+    print(settled(starts(error)))
+    for _ in range(2):
+        try:
+            print(guarded("my task", 5, lambda: settled(three())))
+        except TaskError as error:
+            print(error)
+    gc.collect()
+"""
+
+
+def test_an_exit_in_the_background_is_one_error_and_another_exception_is_told() -> None:
+    done = subprocess.run([sys.executable, "-c", BACKGROUND], capture_output=True, text=True, check=True)
+    first, error, *rest = done.stdout.splitlines()
+    assert (first, rest) == ("3", ["3"] * 4) and error.startswith("my task raised SystemExit: 7. Fix")
+    assert "never awaited" not in done.stderr and "SystemExit" not in done.stderr
+    assert done.stderr.count("exception=KeyError('level')") == 1
 
 
 def test_in_a_running_loop_a_coroutine_is_run_all_the_same() -> None:

@@ -213,6 +213,9 @@ def _run(loop: asyncio.AbstractEventLoop, awaitable: Awaitable[object]) -> objec
         if work.cancel():
             loop.call_soon(loop.stop)
             loop.run_forever()  # once around: the task takes the cancellation in
+        # What an older task of the loop raised comes before this one has begun.
+        if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
+            awaitable.close()
         raise
 
 
@@ -220,5 +223,12 @@ def _run(loop: asyncio.AbstractEventLoop, awaitable: Awaitable[object]) -> objec
 def _loop(process: int, thread: int) -> asyncio.AbstractEventLoop:
     """Return the event loop of a thread."""
     loop = asyncio.new_event_loop()
+    loop.set_exception_handler(_tell)
     atexit.register(loop.close)
     return loop
+
+
+def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Tell of what a task raised that nobody waits for. An exit came out of the loop itself and is known."""
+    if isinstance(context.get("exception", Exception()), Exception):
+        loop.default_exception_handler(context)
