@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from gradhat.envs.text.data import read_rows
 from gradhat.envs.text.load import load_task
+from gradhat.envs.text.rewards import load_rewards
 from gradhat.envs.text.task import check, draw, held_out, held_out_set, judge
 from gradhat.errors import GradhatError, TaskError
 
@@ -119,7 +120,15 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: json_lines(p, [{"question": [{"role": "user", "content": "a"}] * 2, "answer": 1}]),
         "one message",
     ),
-    "bytes": (lambda p: p.write_bytes(b"\xff\xfe\x00"), "cannot be read"),
+    "bytes": (lambda p: p.write_bytes(b"\xff\xfe\x00"), "no text in UTF-8: .* Save it as UTF-8"),
+    "another encoding": (
+        lambda p: p.write_text('{"question": "é", "answer": "1"}', encoding="latin-1"),
+        "Save it as UTF-8",
+    ),
+    "no answer": (
+        lambda p: json_lines(p, [*ROWS, {"question": "a"}, {"question": "b", "answer": None}]),
+        "row 41 has no answer in the column 'answer'. Fill it in, drop the row, or score with --reward",
+    ),
     "a number that is none": (
         lambda p: json_lines(p, [*ROWS[:1], {"question": "a", "answer": "x"}]),
         "row 2: the answer 'x' is nothing that the scorer last_number can find",
@@ -132,7 +141,25 @@ def test_a_bad_file_says_what_is_wrong_with_it(tmp_path: Path, name: str) -> Non
     write, message = BAD[name]
     write(tmp_path / "q.jsonl")
     with pytest.raises(TaskError, match=message):
-        load_task(f"{tmp_path / 'q.jsonl'}:scorer=last_number")
+        task = load_task(f"{tmp_path / 'q.jsonl'}:scorer=last_number")
+        task.score(task.question(0), "1")
+
+
+def test_answers_are_asked_for_where_they_are_used(tmp_path: Path) -> None:
+    """Functions score a file some of whose rows have none."""
+    (tmp_path / "one.py").write_text("def one(completions, **columns): return [1.0] * len(completions)\n")
+    rows = [{"question": f"q{n}", "answer": None if n % 2 else n} for n in range(40)]
+    task = load_rewards(
+        load_task(str(json_lines(tmp_path / "q.jsonl", rows))), [f"{tmp_path / 'one.py'}:one"]
+    )
+    assert check(task, answers=False).empty == [1.0] * 20
+
+
+def test_a_column_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    """Python's reader keeps the last."""
+    (tmp_path / "q.csv").write_text("question,answer,question\na,1,b\n")
+    with pytest.raises(TaskError, match="names the column 'question' twice"):
+        load_task(str(tmp_path / "q.csv"))
 
 
 @pytest.mark.parametrize(
@@ -205,8 +232,9 @@ def test_a_list_of_splits_that_is_none_is_named(tmp_path: Path, content: str) ->
 
 def test_an_answer_that_only_the_first_row_lacks_is_missing_there(tmp_path: Path) -> None:
     json_lines(tmp_path / "q.jsonl", [{"question": "a"}, *ROWS])
-    with pytest.raises(TaskError, match="row 1: the answer '' is nothing"):
-        load_task(str(tmp_path / "q.jsonl"))
+    with pytest.raises(TaskError, match="row 1 has no answer in the column"):
+        task = load_task(str(tmp_path / "q.jsonl"))
+        task.score(task.question(0), "1")
 
 
 def test_a_folder_cannot_point_at_files_elsewhere(tmp_path: Path) -> None:

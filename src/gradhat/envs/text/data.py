@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from gradhat.envs.text.guard import Named
 from gradhat.envs.text.question_files import FORMS, SPLITS, STATE
-from gradhat.envs.text.scorers import Scorer, scorer
+from gradhat.envs.text.scorers import Scorer, check_name, scorer
 from gradhat.envs.text.task import Question
 from gradhat.envs.text.verify import shorten
 from gradhat.errors import TaskError
@@ -57,9 +57,8 @@ class FileTask(Named):
         self.rows = read_rows(path)
         self._check()
         self.answers = [_written(row.get(columns.answer)) for row in self.rows]
+        check_name(columns.scorer, str(path))
         self._scorer: Scorer | None = None
-        if any(columns.answer in row for row in self.rows):
-            self._scorer = scorer(columns.scorer, self.answers, str(path))
 
     def question(self, seed: int) -> Question:
         """Return the question of one row, its columns as `entry`."""
@@ -69,15 +68,26 @@ class FileTask(Named):
         return Question(text_of(row[columns.question]), self.answers[number], row, key)
 
     def score(self, question: Question, completion: str) -> Verdict:
-        """Return what the scorer says. TaskError for a file without answers, which only functions can
-        score."""
+        """Return what the scorer says. TaskError for a file without answers, or with some that no scorer
+        could find: functions alone can score these."""
         if self._scorer is None:
+            self._check_answers()
+            self._scorer = scorer(self.columns.scorer, self.answers, str(self.path))
+        return self._scorer(completion, question.answer)
+
+    def _check_answers(self) -> None:
+        name, without = self.columns.answer, [n for n, answer in enumerate(self.answers, 1) if not answer]
+        if not any(name in row for row in self.rows):
             raise TaskError(
-                f"{self.path}: a score was asked for; found no column {self.columns.answer!r} with the right "
+                f"{self.path}: a score was asked for; found no column {name!r} with the right "
                 f"answers, only {_listed(self.rows[0])}. Name it with --answer-column, or score with "
                 "--reward my_rewards.py:function."
             )
-        return self._scorer(completion, question.answer)
+        if without:
+            raise TaskError(
+                f"{self.path}: row {without[0]} has no answer in the column {name!r}. Fill it in, drop the "
+                "row, or score with --reward my_rewards.py:function."
+            )
 
     def _check(self) -> None:
         """TaskError for a column that is not there, and for a row without a question."""
@@ -134,6 +144,10 @@ def read_rows(path: Path) -> list[Row]:
         rows = list(_rows(path))
     except TaskError:
         raise
+    except UnicodeDecodeError as error:
+        raise TaskError(
+            f"{path} is no text in UTF-8: {shorten(str(error), 200)}. Save it as UTF-8."
+        ) from error
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise TaskError(f"{path} cannot be read: {shorten(str(error), 200)}. Give {FORMS}.") from error
     if not rows:
@@ -178,6 +192,10 @@ def _csv(path: Path) -> Iterator[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
+            names = list(reader.fieldnames or [])
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise TaskError(f"{path}: the first line names the column {twice!r} twice. Rename one.")
             for row in reader:
                 if None in row or None in row.values():
                     raise TaskError(

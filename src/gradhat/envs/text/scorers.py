@@ -15,6 +15,8 @@ Scorer = Callable[[str, str], Verdict]
 
 _CHOICE = re.compile(r"(?<![A-Za-z'])\(?([A-J])\)?(?![A-Za-z'])")
 _ONE_CHOICE = re.compile(r"\(?([A-J])\)?[.:]?")
+AUTO, MATH = "auto", "math_verify"
+"""The one that fits the answers, and the one of an extra."""
 MATH_SECONDS = 5.0
 """Time to compare two formulas."""
 
@@ -24,12 +26,10 @@ def scorer(name: str, answers: Sequence[str], where: str) -> Scorer:
 
     TaskError for an unknown name, and for answers that the scorer could never find in a completion.
     """
-    chosen = _fitting(answers) if name == "auto" else name
-    if chosen == "math_verify":
+    check_name(name, where)
+    chosen = _fitting(answers) if name == AUTO else name
+    if chosen == MATH:
         return MathVerify()
-    if chosen not in SCORERS:
-        known = ", ".join(["auto", *SCORERS, "math_verify"])
-        raise TaskError(f"{where}: the scorer {name!r} is unknown. Use one of {known}.")
     can_be_right: dict[str, Callable[[str], object]] = {"last_number": numbers, "multiple_choice": _choice}
     test = can_be_right.get(chosen, str.strip)
     wrong = next((number for number, answer in enumerate(answers, 1) if not test(answer)), None)
@@ -39,6 +39,13 @@ def scorer(name: str, answers: Sequence[str], where: str) -> Scorer:
             f"{chosen} can find in a completion. Choose another: --scorer {' or '.join(SCORERS)}."
         )
     return SCORERS[chosen]
+
+
+def check_name(name: str, where: str) -> None:
+    """TaskError for the name of no scorer."""
+    known = [AUTO, *SCORERS, MATH]
+    if name not in known:
+        raise TaskError(f"{where}: the scorer {name!r} is unknown. Use one of {', '.join(known)}.")
 
 
 def _fitting(answers: Sequence[str]) -> str:
