@@ -241,6 +241,6 @@ def test_how_often_the_interval_of_graded_rewards_holds_the_truth(
                 found = reward_interval(sample.tolist(), scale)
                 assert values[0] <= found.low <= found.mean <= found.high <= values[-1]
                 covered += found.low <= truth + 1e-9 and truth - 1e-9 <= found.high
-            # A t-interval covers 0.2 to 0.8 where rewards are rare. The others are known.
+            # A t-interval covers 0.46 to 0.86 in such corners. The others are known.
             skewed = parts > 1 and alike == 0.3 and p in (0.05, 0.9)
             assert covered / trials >= (0.84 if skewed else 0.92), (p, alike)
