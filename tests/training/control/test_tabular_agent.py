@@ -82,3 +82,15 @@ def test_tables_are_advised_where_there_are_some(capsys: CaptureFixture[str]) ->
         assert main(["train", "sac", "--env", env]) == 2
         error = capsys.readouterr().err
         assert "dqn" in error and ("q_learning" in error) == advised, error
+
+
+@pytest.mark.parametrize("name", ["q", "visits"])
+def test_no_table_is_made_to_fit(name: str) -> None:
+    learner = agent("zoo:chain", DETERMINISTIC, num_envs=2)
+    learner.advance(20)
+    kept = learner.state()
+    changed = [kept[name].T, kept[name].half()]
+    for table in changed:
+        with pytest.raises(ValueError, match=rf"{name} is \[.*\] of torch\..*, wanted \["):
+            learner.restore(kept | {name: table})
+    learner.restore(kept)

@@ -91,20 +91,28 @@ class TabularAgent:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         waiting = part(state, "pending")
-        for name, mine in (("q", self.table.q), ("visits", self.table.visits)):
-            setattr(self.table, name, state[name].reshape(mine.shape).to(mine, copy=True))
+        self.table.q = _like(self.table.q, state, "q")
+        self.table.visits = _like(self.table.visits, state, "visits")
         self.table.num_frames = int(state["num_frames"])
         self.table.pending = tabular_control.Steps(**waiting) if waiting else None
         self.generator.set_state(state["generator"])
         self.collector.restore(part(state, "collector"))
 
     def restore_policy(self, state: dict[str, Tensor]) -> None:
-        if state["q"].shape != self.table.q.shape:
-            raise ValueError(f"q is {list(state['q'].shape)}, wanted {list(self.table.q.shape)}")
-        self.table.q = state["q"].clone()
+        self.table.q = _like(self.table.q, state, "q")
 
     def close(self) -> None:
         self.collector.world.close()
+
+
+def _like(mine: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
+    """Return a copy of a table from `state`. ValueError where it is of another shape or type than `mine`."""
+    found = state[name]
+    if found.shape != mine.shape or found.dtype != mine.dtype:
+        raise ValueError(
+            f"{name} is {list(found.shape)} of {found.dtype}, wanted {list(mine.shape)} of {mine.dtype}"
+        )
+    return found.clone()
 
 
 def _numbers(lived: Trajectories) -> Trajectories:
