@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from gradhat.envs.text.question_files import FORMS, is_questions
-from gradhat.envs.text.verify import shorten
 from gradhat.errors import ConfigError
 from gradhat.places import home
 
@@ -59,5 +58,5 @@ def absolute(spec: str) -> str:
         return f"{path.resolve()}{colon}{rest}"
     except (OSError, RuntimeError) as error:  # a RuntimeError is Python's word for links that go round
         raise ConfigError(
-            f"{spec}: found links that lead nowhere ({shorten(str(error))}). Name the file itself."
+            f"{spec}: found links that lead nowhere ({error}). Name the file itself."
         ) from error
