@@ -282,3 +282,14 @@ def test_much_content_is_questions_or_an_error(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Any], torn: bytes
 ) -> None:
     test_any_content_is_questions_or_an_error.hypothesis.inner_test(tmp_path_factory, rows, torn)  # type: ignore[attr-defined]
+
+
+def test_empty_columns_of_a_spreadsheet_are_no_column_twice(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("question,answer,,\nOne?,1,,\n")
+    assert load_task(str(tmp_path / "q.csv")).question(0)[:2] == ("One?", "1")
+
+
+def test_a_blank_answer_is_none(tmp_path: Path) -> None:
+    task = load_task(str(json_lines(tmp_path / "q.jsonl", [{"question": "One?", "answer": "  "}])))
+    with pytest.raises(TaskError, match="row 1 has no answer in the column 'answer'"):
+        judge(task, task.question(0), "1")

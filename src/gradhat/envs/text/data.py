@@ -76,7 +76,10 @@ class FileTask(Named):
         return self._scorer(completion, question.answer)
 
     def _check_answers(self) -> None:
-        name, without = self.columns.answer, [n for n, answer in enumerate(self.answers, 1) if not answer]
+        name, without = (
+            self.columns.answer,
+            [n for n, answer in enumerate(self.answers, 1) if not answer.strip()],
+        )
         if not any(name in row for row in self.rows):
             raise TaskError(
                 f"{self.path}: a score was asked for; found no column {name!r} with the right "
@@ -192,7 +195,8 @@ def _csv(path: Path) -> Iterator[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            names = list(reader.fieldnames or [])
+            # Spreadsheets leave empty columns without a name.
+            names = [name for name in reader.fieldnames or [] if name]
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
                 raise TaskError(f"{path}: the first line names the column {twice!r} twice. Rename one.")
