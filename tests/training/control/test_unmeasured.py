@@ -11,7 +11,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 
 from gradhat.cli.main import main
-from gradhat.cli.sweep import planned, report
+from gradhat.cli.sweep import finished_runs, planned, report
 from gradhat.training.sweeps.plan import begun
 
 ENV = "Once-v0"
@@ -108,7 +108,7 @@ def test_a_plot_and_the_table_of_a_sweep_go_by_the_name_of_training(
         for cell in found.cells:
             assert main(["train", *cell.point.words, "--out", str(cell.path)]) == 0
     capsys.readouterr()
-    report(found)
+    report(found, finished_runs(found)[0])
     said = capsys.readouterr().out
     assert "episode/return" in said and "greedy" not in said and "nan" not in said
     ends = [metrics(cell.path)[-1]["episode/return"] for cell in found.cells]

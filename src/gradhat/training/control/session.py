@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradhat.envs.gym import World
 from gradhat.errors import ConfigError, GradhatError, RunError
-from gradhat.intervals import FEWEST, Seen, range_interval
+from gradhat.intervals import FEWEST, Seen, mean_interval
 from gradhat.rollouts.vector import Episode
 from gradhat.training import checkpoint
 from gradhat.training.checkpoint import Checkpoint, fitting
@@ -395,7 +395,7 @@ def _episodes(finished: list[Episode], seen: Seen) -> dict[str, float]:
         return {}
     returns = [episode.ret for episode in finished]
     seen.take(returns)
-    interval = range_interval(returns, *seen.bounds())
+    interval = mean_interval(returns, *seen.bounds())
     metrics = {
         "episode/return": interval.mean,
         "episode/length": sum(episode.length for episode in finished) / len(finished),
