@@ -74,8 +74,15 @@ def range_interval(values: Sequence[float], least: float, most: float) -> Interv
     if half == 0 or not 0 < width < math.inf:
         return found
     p = min(1.0, max(0.0, (found.mean - least) / width))
-    share = binomial_interval(p, p * (1 - p) * (Z * width / half) ** 2)
-    return Interval(found.mean, least + width * share.low, least + width * share.high)
+    return trial_interval(found.mean, p * (1 - p) * (Z * width / half) ** 2, least, most)
+
+
+def trial_interval(mean: float, n: float, least: float, most: float) -> Interval:
+    """Return the 95 % interval of a mean that tells as much as `n` independent trials, each of which gives
+    `least` or `most`: that of a share (`binomial_interval`), on this scale."""
+    width = most - least
+    share = binomial_interval(min(1.0, max(0.0, (mean - least) / width)), n)
+    return Interval(mean, least + width * share.low, least + width * share.high)
 
 
 def _standard_error(values: Sequence[float]) -> float:

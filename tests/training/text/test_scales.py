@@ -13,6 +13,7 @@ from gradhat.training.loop import train
 from gradhat.training.run_folder import RunFolder
 from gradhat.training.text.config import TrainConfig, to_json
 from gradhat.training.text.session import prepare
+from gradhat.training.text.trial import tried
 
 SCORES = {
     "zero to ten": "10.0 * right",
@@ -115,3 +116,12 @@ def test_the_line_of_progress_has_the_digits_of_the_rewards(
     run_of(config, tmp_path, task(tmp_path, "1000.0 * right"))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 2/2")]
     assert re.search(r"  reward \d+\.\d [(\[]", line), line
+
+
+def test_a_function_need_not_like_the_answers_best(config: TrainConfig, tmp_path: Path) -> None:
+    """A column called answer is no completion for a function that pays for few letters."""
+    (tmp_path / "brief.py").write_text("def brief(completions, **_): return [-len(c) for c in completions]\n")
+    rows = "".join(json.dumps({"question": f"q{n}", "answer": "abc"}) + "\n" for n in range(99))
+    (tmp_path / "q.jsonl").write_text(rows)
+    asked = replace(config, task=str(tmp_path / "q.jsonl"), reward=(f"{tmp_path / 'brief.py'}:brief",))
+    assert str(tried(asked).checked) == "its own answers score -3, the empty completion scores 0"

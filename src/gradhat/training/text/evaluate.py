@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from gradhat.envs.text.solved import is_right_or_wrong, solves
 from gradhat.envs.text.task import Question, Task, judge_many
 from gradhat.errors import TaskError
-from gradhat.intervals import FEWEST, Interval, Seen, binomial_interval, range_interval, share_interval
+from gradhat.intervals import FEWEST, Interval, Seen, range_interval, share_interval, trial_interval
 from gradhat.policies.language.chat import Chat
 from gradhat.rollouts.engine import Completion, Limits, Sampler
 from gradhat.trajectories import Record, Verdict
@@ -166,8 +166,7 @@ def reward_interval(rewards: Sequence[Sequence[float]], scale: Scale) -> Interva
     means = [math.fsum(group) / len(group) for group in rewards]
     least, most = scale.bounds()
     if len(means) >= FEWEST and min(means) == max(means) and 0 < most - least < math.inf:
-        share = binomial_interval((means[0] - least) / (most - least), len(means))
-        return Interval(means[0], *(least + (most - least) * end for end in share[1:]))
+        return trial_interval(means[0], len(means), least, most)
     return range_interval(means, least, most)
 
 
