@@ -62,12 +62,18 @@ def defaults(place: str) -> Flags:
     if not is_run(path):
         return Flags()
     env = RunFolder(path).config().get("env")
-    if isinstance(env, str) and env.startswith("zoo:"):
+    if isinstance(env, str) and _is_of_zoo(env):
         # It draws no pictures either, which other policies are looked at by.
         raise RunError(
             f"chat {path}: found a policy of {env}, and no language model. Measure it: gradhat eval {path}"
         )
     return Flags(template_args=read(path).template_args)
+
+
+def _is_of_zoo(env: str) -> bool:
+    from gradhat.training.control.worlds import ZOO_PREFIX
+
+    return env.startswith(ZOO_PREFIX)
 
 
 def converse(place: str, flags: Flags) -> None:

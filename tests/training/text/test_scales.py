@@ -104,6 +104,8 @@ def test_the_answers_of_a_task_say_of_what_kind_its_rewards_are(config: TrainCon
 
 def test_an_accuracy_ends_where_other_rewards_begin(config: TrainConfig, tmp_path: Path) -> None:
     session = prepare(replace(config, task=task(tmp_path, SCORES["zero to ten"])))
+    # What its answers score says nothing of the range of what a policy may have.
+    assert session.scale.bounds() == (-math.inf, math.inf)
     known = {"held_out/num_questions": 9.0, "held_out/accuracy": 0.0, "held_out/reward": 0.0}
     assert "held-out accuracy 0.000" in session.progress(1, known, math.inf)
     session.scale.take([10.0])
