@@ -208,6 +208,14 @@ def test_the_learning_rate_rises_falls_and_follows_the_longer_run(
     assert "longer by 2 steps: the learning rate went to 0.0002 at step 4" in capsys.readouterr().out
 
 
+def test_a_run_that_ended_in_its_warmup_never_went_to_its_last_rate(config: TrainConfig) -> None:
+    warming = replace(config, num_steps=4, lr_warmup_steps=2, lr=1e-3, lr_end=2e-4)
+    session = prepare(warming)
+    for planned, said in ((2, False), (3, True)):
+        session.planned = planned
+        assert ("longer by" in session.opening()) is said
+
+
 def test_a_checkpoint_without_a_plan_is_gone_on_from(start: Start, config: TrainConfig) -> None:
     path, before = start()
     state = path / f"checkpoints/step_{config.num_steps:06d}/state.json"
